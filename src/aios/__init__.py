@@ -1,0 +1,1 @@
+"""aios: an operating system for LLM agents."""

@@ -1,0 +1,182 @@
+"""Everything that can happen, in the past tense.
+
+Events hold sizes, ids and reasons; content is in the transcript. ``seq`` numbers all events of a
+kernel, without gaps in what a journal keeps. Every start has exactly one end: CallStarted is ended
+by CallCompleted, CallFailed or CallCancelled; SliceGranted by SliceEnded; ProcessCreated by
+ProcessEnded; CallBlocked by CallUnblocked or by the call's own end.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import Struct
+
+from aios.abi.calls import Reason
+from aios.abi.messages import Usage
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+class Event(Struct, frozen=True, omit_defaults=True, tag_field="event", tag=_snake, kw_only=True):
+    """seq is 0 until the kernel has numbered it; at is seconds since the epoch."""
+
+    seq: int = 0
+    at: float = 0.0
+    pid: int
+
+
+class KernelStarted(Event, kw_only=True):
+    """pid is 0: the kernel itself."""
+
+    version: str
+
+
+class ProcessCreated(Event, kw_only=True):
+    parent: int | None
+    program: str
+
+
+class ProcessStarted(Event, kw_only=True):
+    os_pid: int | None = None
+
+
+class ProcessSuspended(Event, kw_only=True):
+    reason: Reason
+
+
+class ProcessResumed(Event, kw_only=True):
+    reason: Reason
+
+
+class ProcessEnded(Event, kw_only=True):
+    exit_status: int
+    reason: str
+
+
+class ProcessReaped(Event, kw_only=True):
+    pass
+
+
+class PriorityChanged(Event, kw_only=True):
+    priority: int
+
+
+class BudgetChanged(Event, kw_only=True):
+    tokens: int | None = None
+    seconds: float | None = None
+    calls: int | None = None
+
+
+class AidChanged(Event, kw_only=True):
+    """pid is the old number."""
+
+    aid: int
+
+
+class SchedulerChanged(Event, kw_only=True):
+    policy: str
+    quantum: int
+
+
+class ModelSubstituted(Event, kw_only=True):
+    """A program asked for a model that is not here; its process's own model answered."""
+
+    asked: str
+    used: str
+
+
+class CallStarted(Event, kw_only=True):
+    call: str
+    name: str
+
+
+class CallBlocked(Event, kw_only=True):
+    call: str
+    reason: Reason
+
+
+class CallUnblocked(Event, kw_only=True):
+    call: str
+
+
+class CallCompleted(Event, kw_only=True):
+    call: str
+    name: str
+    usage: Usage | None = None
+
+
+class CallFailed(Event, kw_only=True):
+    call: str
+    name: str
+    code: str
+    message: str
+
+
+class CallCancelled(Event, kw_only=True):
+    call: str
+    name: str
+    reason: str
+
+
+class TicketQueued(Event, kw_only=True):
+    call: str
+    core: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class SliceGranted(Event, kw_only=True):
+    call: str
+    core: str
+
+
+class SliceEnded(Event, kw_only=True):
+    """prefilled and decoded are tokens; preempted says that the next slice went to another."""
+
+    call: str
+    core: str
+    prefilled: int = 0
+    decoded: int = 0
+    preempted: bool = False
+
+
+class PagedOut(Event, kw_only=True):
+    call: str
+    bytes: int
+
+
+class PagedIn(Event, kw_only=True):
+    call: str
+    bytes: int
+
+
+class CoreLost(Event, kw_only=True):
+    """pid is 0."""
+
+    core: str
+    message: str
+
+
+class CoreRestarted(Event, kw_only=True):
+    """pid is 0."""
+
+    core: str
+
+
+class AccessDenied(Event, kw_only=True):
+    name: str
+    resource: str
+
+
+class KeyIssued(Event, kw_only=True):
+    key: str
+
+
+class KeyRevoked(Event, kw_only=True):
+    key: str
+
+
+EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())

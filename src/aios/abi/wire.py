@@ -1,0 +1,60 @@
+"""Bytes <-> data; the only file that knows how the ABI looks on the wire (JSON)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar, Union
+
+import msgspec
+
+from aios.abi.calls import CALLS, Call
+from aios.abi.events import EVENTS, Event
+from aios.errors import InvalidCall
+
+T = TypeVar("T")
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Any) -> bytes:
+    """Any ABI value as JSON."""
+    return _encoder.encode(value)
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+@cache
+def _calls() -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(Union[tuple(CALLS.values())])  # noqa: UP007 (built at run time)
+
+
+@cache
+def _events() -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(Union[EVENTS])  # noqa: UP007 (built at run time)
+
+
+def decode(data: bytes | str, kind: type[T]) -> T:
+    """*data* as a *kind*; InvalidCall says what does not fit."""
+    try:
+        return _decoder(kind).decode(data)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidCall(f"the data is not a valid {kind.__name__}: {error}") from error
+
+
+def decode_call(data: bytes | str) -> Call:
+    """A system call from its JSON, the name under ``call``."""
+    try:
+        return _calls().decode(data)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidCall(f"this is not a valid system call: {error}") from error
+
+
+def decode_event(data: bytes | str) -> Event:
+    return _events().decode(data)  # type: ignore[no-any-return]
+
+
+def plain(value: Any) -> Any:
+    """An ABI value as dicts, lists and scalars, for ``--json`` and for tables."""
+    return msgspec.to_builtins(value)

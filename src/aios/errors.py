@@ -1,0 +1,134 @@
+"""Every error that aios raises on purpose.
+
+    AiosError                     .code (wire)  .status (HTTP)  .retryable
+    ├─ CallError                  the caller's to mend
+    │  ├─ InvalidCall         422 a value is wrong
+    │  ├─ Unauthenticated     401 no key, or a wrong one
+    │  ├─ PermissionDenied    403 the key is good, the right is missing
+    │  ├─ NotFound            404 not there, or not yours to see
+    │  ├─ Conflict            409 the state forbids it now
+    │  └─ ContextOverflow     413 longer than the model's window
+    ├─ Refused                    try later, or ask for more
+    │  ├─ QueueFull           429
+    │  └─ BudgetExhausted     429
+    ├─ DriverError                something outside the kernel failed
+    │  ├─ CoreFailed          502
+    │  ├─ CoreTimeout         504
+    │  ├─ ToolUnreachable     502
+    │  └─ StoreFailed         502
+    ├─ Cancelled              499 the call was ended before its result
+    │  ├─ Killed              410 its process was killed
+    │  └─ TimedOut            504 its own time limit passed
+    ├─ SetupError             500 this machine cannot run aios as asked (CLI and daemon)
+    └─ KernelBug              500 an invariant broke; never caught inside the kernel
+
+A message is one sentence: what was wrong, with the value, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AiosError(Exception):
+    """The root of the tree; ``code`` goes over the wire, ``status`` is its HTTP status."""
+
+    code: ClassVar[str] = "aios_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else self.code
+
+
+class CallError(AiosError):
+    code, status = "call_error", 400
+
+
+class InvalidCall(CallError):
+    code, status = "invalid_call", 422
+
+
+class Unauthenticated(CallError):
+    code, status = "unauthenticated", 401
+
+
+class PermissionDenied(CallError):
+    code, status = "permission_denied", 403
+
+
+class NotFound(CallError):
+    code, status = "not_found", 404
+
+
+class Conflict(CallError):
+    code, status = "conflict", 409
+
+
+class ContextOverflow(CallError):
+    code, status = "context_overflow", 413
+
+
+class Refused(AiosError):
+    code, status, retryable = "refused", 429, True
+
+
+class QueueFull(Refused):
+    code = "queue_full"
+
+
+class BudgetExhausted(Refused):
+    code, retryable = "budget_exhausted", False
+
+
+class DriverError(AiosError):
+    code, status = "driver_error", 502
+
+
+class CoreFailed(DriverError):
+    code, retryable = "core_failed", True
+
+
+class CoreTimeout(DriverError):
+    code, status, retryable = "core_timeout", 504, True
+
+
+class ToolUnreachable(DriverError):
+    code, retryable = "tool_unreachable", True
+
+
+class StoreFailed(DriverError):
+    code = "store_failed"
+
+
+class Cancelled(AiosError):
+    code, status = "cancelled", 499
+
+
+class Killed(Cancelled):
+    code, status = "killed", 410
+
+
+class TimedOut(Cancelled):
+    code, status, retryable = "timed_out", 504, True
+
+
+class SetupError(AiosError):
+    code = "setup_error"
+
+
+class KernelBug(AiosError):
+    code = "kernel_bug"
+
+
+def _tree(root: type[AiosError]) -> list[type[AiosError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
+
+
+BY_CODE: dict[str, type[AiosError]] = {error.code: error for error in _tree(AiosError)}
+
+
+def from_code(code: str, message: str) -> AiosError:
+    """The error that *code* names on the wire; an unknown code becomes a plain AiosError."""
+    return BY_CODE.get(code, AiosError)(message)

@@ -1,0 +1,350 @@
+"""What the kernel needs from outside, as Protocols, and the plain data that they pass.
+
+Every driver and its fake in ``aios.testing`` pass one contract suite (tests/contract).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from aios.abi.calls import CallState, KeyInfo, ProcessState, Reason
+from aios.abi.events import Event
+from aios.abi.messages import (
+    FinishReason,
+    Message,
+    Sampling,
+    TokenLogprob,
+    ToolSpec,
+    ToolUse,
+)
+
+# --- cores ----------------------------------------------------------------------------------------
+
+
+class Prompt(Struct, frozen=True):
+    """All that decides a generation. ``sampling.seed`` is always set by the kernel."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str = "auto"
+    schema: dict[str, Any] | None = None
+
+
+class Abilities(Struct, frozen=True):
+    """What a core can do.
+
+    slots is how many sequences may hold a slice at once; context_tokens the model's window; cells
+    the KV pool in tokens (0: not our business); exact_snapshots that a restored or recomputed
+    sequence gives the same bits; preemptible that it can stop between tokens.
+    """
+
+    model: str
+    slots: int
+    context_tokens: int
+    cells: int = 0
+    preemptible: bool = True
+    exact_snapshots: bool = True
+    constrained_output: bool = True
+
+
+class Admitted(Struct, frozen=True):
+    """A sequence is in the core. max_tokens is what it may still make (request and window)."""
+
+    sequence: int
+    prompt_tokens: int
+    cached_tokens: int
+    max_tokens: int
+
+
+class Slice(Struct, frozen=True):
+    """One grant: one prefill chunk while the prompt is not in yet, else this many tokens."""
+
+    decode_tokens: int
+
+
+class SliceResult(Struct, frozen=True):
+    """What a slice did.
+
+    tokens are the ids decoded, text what they add to the answer (held back while it could be part
+    of a stop string or of a tool call), finish_reason is set when the sequence is at its end, and
+    then tool_calls holds what the model asks for; cells is what it occupies now in the KV pool.
+    """
+
+    prefilled: int = 0
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolUse, ...] = ()
+    finish_reason: FinishReason | None = None
+    cells: int = 0
+
+
+class Paged(Struct, frozen=True):
+    """bytes moved by a page-out or a page-in (0: there was nothing to move)."""
+
+    bytes: int
+
+
+class Frozen(Struct, frozen=True):
+    """A snapshot file: its model's id, the sequence's length in tokens, and its size on disk."""
+
+    model: str
+    tokens: int
+    bytes: int
+
+
+class Residency(Struct, frozen=True):
+    """How full a core is: KV cells in tokens, RAM snapshots in bytes."""
+
+    cells_used: int
+    cells_total: int
+    ram_used: int
+    ram_limit: int
+    sequences: int
+
+
+class Core(Protocol):
+    """Turns a prompt into tokens, slice by slice.
+
+    A sequence is a number given by admit and valid until release. ``run`` may be called for several
+    sequences at once (at most one run per sequence); the core batches them. A core that dies raises
+    CoreFailed from every call in progress; after that the sequences are gone, and the kernel admits
+    them again with ``made``, the tokens decoded so far: the bits that follow are the same.
+    Errors are DriverError or CallError; nothing else crosses this border.
+    """
+
+    abilities: Abilities
+
+    async def start(self) -> None:
+        """Load the model; idempotent. ``abilities`` is final afterwards."""
+
+    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted: ...
+
+    async def run(self, sequence: int, grant: Slice) -> SliceResult: ...
+
+    async def fork(self, sequence: int) -> int:
+        """A second sequence in the same state; the KV state is shared, not copied."""
+
+    async def page_out(self, sequence: int) -> Paged:
+        """Move its KV state from the cells to RAM (or drop it, if RAM is full: recomputed)."""
+
+    async def page_in(self, sequence: int) -> Paged:
+        """Make it resident again; ``run`` does this by itself when it must."""
+
+    async def freeze(self, sequence: int, path: str) -> Frozen:
+        """Write an exact snapshot of a sequence (not in a run) to a file, atomically."""
+
+    async def thaw(self, path: str) -> Admitted:
+        """A new sequence from a snapshot file; InvalidCall if it is damaged or another model's."""
+
+    async def cancel(self, sequence: int) -> None:
+        """End its run now: ``run`` returns what it has, with finish_reason cancelled."""
+
+    async def release(self, sequence: int) -> None:
+        """Forget it and free its cells (a core may keep its prompt's KV for others); idempotent."""
+
+    async def residency(self) -> Residency: ...
+
+    async def close(self) -> None: ...
+
+
+# --- the journal ----------------------------------------------------------------------------------
+
+
+class ProcessRow(Struct, frozen=True):
+    """A process as the journal keeps it; detail is the rest of it as JSON."""
+
+    pid: int
+    user: str
+    parent: int | None
+    program: str
+    state: ProcessState
+    reasons: tuple[Reason, ...]
+    priority: int
+    os_pid: int | None
+    os_started: float | None
+    created_at: float
+    ended_at: float | None
+    exit_status: int | None
+    detail: bytes
+
+
+class CallRow(Struct, frozen=True):
+    """The start of a call; request is its JSON."""
+
+    id: str
+    pid: int
+    name: str
+    started_at: float
+    request: bytes
+
+
+class CallEnd(Struct, frozen=True):
+    """The end of a call; reply is JSON or None."""
+
+    id: str
+    state: CallState
+    ended_at: float
+    reply: bytes | None = None
+    error: str | None = None
+
+
+class TokensRow(Struct, frozen=True):
+    """The tokens that one slice of a call decoded, packed as little-endian int32."""
+
+    call: str
+    ordinal: int
+    tokens: bytes
+
+
+class ContextRow(Struct, frozen=True):
+    """A message appended to a process's context, as JSON."""
+
+    pid: int
+    context: str
+    ordinal: int
+    message: bytes
+
+
+class KeyRow(Struct, frozen=True):
+    """hash is the SHA-256 of the key, hex; aid is set for a process's own key."""
+
+    info: KeyInfo
+    hash: str
+
+
+class GrantRow(Struct, frozen=True):
+    """holder (``pid:7``, ``user:ann``) may do action (a call's name, or ``*``) to resource."""
+
+    holder: str
+    action: str
+    resource: str
+    expires_at: float | None = None
+
+
+class SnapshotRow(Struct, frozen=True):
+    """A frozen generation: detail is JSON (what is needed to go on)."""
+
+    id: str
+    pid: int
+    path: str
+    created_at: float
+    detail: bytes
+
+
+class Forget(Struct, frozen=True):
+    """A process was reaped: drop its row, calls and contexts (its events stay)."""
+
+    pid: int
+
+
+Record = (
+    Event
+    | ProcessRow
+    | CallRow
+    | CallEnd
+    | TokensRow
+    | ContextRow
+    | KeyRow
+    | GrantRow
+    | SnapshotRow
+    | Forget
+)
+
+
+class CallHistory(Struct, frozen=True):
+    """A call with its end, if it has one."""
+
+    start: CallRow
+    end: CallEnd | None
+    tokens: tuple[int, ...] = ()
+
+
+class Image(Struct, frozen=True):
+    """Everything a kernel needs to go on after a restart."""
+
+    last_seq: int
+    last_pid: int
+    last_call: int
+    processes: tuple[ProcessRow, ...] = ()
+    keys: tuple[KeyRow, ...] = ()
+    grants: tuple[GrantRow, ...] = ()
+    snapshots: tuple[SnapshotRow, ...] = ()
+    open_calls: tuple[CallRow, ...] = ()
+
+
+class Journal(Protocol):
+    """What is on disk. Records appended together are in one transaction, in order."""
+
+    def load(self) -> Image: ...
+
+    def append(self, records: Sequence[Record]) -> Awaitable[None]:
+        """Queue at once, in order; awaiting it waits until durable. It may be left unawaited."""
+
+    async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]: ...
+
+    async def first_seq(self) -> int:
+        """The number of the oldest event kept (0 if there is none)."""
+
+    async def calls(self, pid: int, limit: int) -> list[CallHistory]:
+        """The newest calls of a process, oldest first."""
+
+    async def close(self) -> None: ...
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+class Started(Struct, frozen=True):
+    """An OS process: its pid and its start time (both, because pids are used again)."""
+
+    os_pid: int
+    os_started: float
+
+
+class Programs(Protocol):
+    """Starts, signals and waits for programs, each in its own process group."""
+
+    async def start(
+        self, pid: int, argv: Sequence[str], cwd: str | None, env: dict[str, str]
+    ) -> Started:
+        """InvalidCall if the program is not there or cannot be run."""
+
+    async def wait(self, pid: int) -> int:
+        """Its exit status, -N if signal N ended it."""
+
+    async def stop(self, pid: int) -> None:
+        """SIGSTOP to its group."""
+
+    async def cont(self, pid: int) -> None: ...
+
+    async def kill(self, pid: int, grace_s: float) -> None:
+        """SIGTERM to its group, SIGKILL after grace_s; returns when it is gone; idempotent."""
+
+    async def end_survivor(self, started: Started) -> None:
+        """End what a dead kernel left behind, if it is still that same process."""
+
+    async def log(self, pid: int, offset: int) -> tuple[str, int]:
+        """What it printed from a byte offset on, and the offset to go on at."""
+
+    async def close(self) -> None: ...
+
+
+# --- clock ----------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+CoreFactory = Callable[[str], Awaitable[Core]]
+"""From a model's name to its core, started (NotFound for an unknown one)."""
