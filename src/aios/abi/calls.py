@@ -124,11 +124,11 @@ class UsageReport(Reply, frozen=True):
     budget: Limits
 
 
-class GetAid(Call, kw_only=True):
+class GetAid(Call, frozen=True, kw_only=True):
     reply = Aid
 
 
-class SetAid(Call, kw_only=True):
+class SetAid(Call, frozen=True, kw_only=True):
     """Renumber a NEW process to a free aid."""
 
     reply = Aid
@@ -136,12 +136,12 @@ class SetAid(Call, kw_only=True):
     of: int | None = None
 
 
-class GetStatus(Call, kw_only=True):
+class GetStatus(Call, frozen=True, kw_only=True):
     reply = Status
     aid: int | None = None
 
 
-class SetStatus(Call, kw_only=True):
+class SetStatus(Call, frozen=True, kw_only=True):
     """Move to ``suspended`` or ``running``; ``note`` is a free text for ps."""
 
     reply = Status
@@ -150,12 +150,12 @@ class SetStatus(Call, kw_only=True):
     note: str | None = None
 
 
-class GetPriority(Call, kw_only=True):
+class GetPriority(Call, frozen=True, kw_only=True):
     reply = Priority
     aid: int | None = None
 
 
-class SetPriority(Call, kw_only=True):
+class SetPriority(Call, frozen=True, kw_only=True):
     """Like nice: -20 (first) to 19 (last)."""
 
     reply = Priority
@@ -163,17 +163,17 @@ class SetPriority(Call, kw_only=True):
     priority: int
 
 
-class SuspendAgent(Call, kw_only=True):
+class SuspendAgent(Call, frozen=True, kw_only=True):
     reply = Status
     aid: int | None = None
 
 
-class ResumeAgent(Call, kw_only=True):
+class ResumeAgent(Call, frozen=True, kw_only=True):
     reply = Status
     aid: int | None = None
 
 
-class SpawnAgent(Call, kw_only=True):
+class SpawnAgent(Call, frozen=True, kw_only=True):
     """Make a process. With argv the kernel starts it as an OS process; without, the caller runs it.
 
     program names it (records, history and ps go by this name); task is what it is asked to do and
@@ -196,7 +196,7 @@ class SpawnAgent(Call, kw_only=True):
     note: str = ""
 
 
-class ExitAgent(Call, kw_only=True):
+class ExitAgent(Call, frozen=True, kw_only=True):
     """The caller is done (the SDK sends it): exit status and result text."""
 
     reply = Done
@@ -205,7 +205,7 @@ class ExitAgent(Call, kw_only=True):
     result: str | None = None
 
 
-class KillAgent(Call, kw_only=True):
+class KillAgent(Call, frozen=True, kw_only=True):
     """End a process and its descendants, children first."""
 
     reply = Exit
@@ -213,7 +213,7 @@ class KillAgent(Call, kw_only=True):
     reason: str = "killed"
 
 
-class WaitAgent(Call, kw_only=True):
+class WaitAgent(Call, frozen=True, kw_only=True):
     """Wait until a process has ended; reaps it when the caller is its parent and reap is set."""
 
     reply = Exit
@@ -221,14 +221,14 @@ class WaitAgent(Call, kw_only=True):
     reap: bool = True
 
 
-class ListAgents(Call, kw_only=True):
+class ListAgents(Call, frozen=True, kw_only=True):
     """The processes that the caller may see; ``all`` includes those that have ended."""
 
     reply = Processes
     all: bool = False
 
 
-class ForkAgent(Call, kw_only=True):
+class ForkAgent(Call, frozen=True, kw_only=True):
     """A NEW process with a copy of the contexts; its budget is taken from the original's."""
 
     reply = Spawned
@@ -236,7 +236,7 @@ class ForkAgent(Call, kw_only=True):
     budget: Limits = Limits()
 
 
-class SetBudget(Call, kw_only=True):
+class SetBudget(Call, frozen=True, kw_only=True):
     """Replace what is left of the named amounts; a process stopped at the cap goes on."""
 
     reply = UsageReport
@@ -244,7 +244,7 @@ class SetBudget(Call, kw_only=True):
     budget: Limits
 
 
-class GetUsage(Call, kw_only=True):
+class GetUsage(Call, frozen=True, kw_only=True):
     reply = UsageReport
     aid: int | None = None
 
@@ -265,7 +265,7 @@ class Sent(Reply, frozen=True):
     id: str
 
 
-class SendMessage(Call, kw_only=True):
+class SendMessage(Call, frozen=True, kw_only=True):
     """to is an aid or a program's name (then there must be just one such process)."""
 
     reply = Sent
@@ -274,7 +274,7 @@ class SendMessage(Call, kw_only=True):
     id: str | None = None
 
 
-class RecvMessage(Call, kw_only=True):
+class RecvMessage(Call, frozen=True, kw_only=True):
     """The oldest message, waiting for one if there is none; ``sender`` takes only from that aid."""
 
     reply = Mail
@@ -302,7 +302,7 @@ class Snapshot(Reply, frozen=True):
     bytes: int
 
 
-class Generate(Call, kw_only=True):
+class Generate(Call, frozen=True, kw_only=True):
     """Say messages to the model and have it answer.
 
     context names which of the process's contexts the messages are appended to and the answer kept
@@ -320,7 +320,7 @@ class Generate(Call, kw_only=True):
     schema: dict[str, Any] | None = None
 
 
-class GenSnapshot(Call, kw_only=True):
+class GenSnapshot(Call, frozen=True, kw_only=True):
     """Freeze an open generation of a process (its only one, or the named call); it goes on."""
 
     reply = Snapshot
@@ -328,7 +328,7 @@ class GenSnapshot(Call, kw_only=True):
     target: str | None = None
 
 
-class GenRestore(Call, kw_only=True):
+class GenRestore(Call, frozen=True, kw_only=True):
     """Continue a frozen generation, in the calling process, to its end."""
 
     reply = Generation
@@ -343,7 +343,7 @@ class ContextReport(Reply, frozen=True, omit_defaults=True):
     messages: tuple[Message, ...] = ()
 
 
-class GetContext(Call, kw_only=True):
+class GetContext(Call, frozen=True, kw_only=True):
     """The caller's context by name: how full it is and, on request, its messages."""
 
     reply = ContextReport
@@ -374,31 +374,31 @@ class ToolInvocation(Reply, frozen=True):
     arguments: dict[str, Any]
 
 
-class ToolRegister(Call, kw_only=True):
+class ToolRegister(Call, frozen=True, kw_only=True):
     """Offer functions of the calling program as tools; replaces what it offered before."""
 
     reply = ToolSpecs
     tools: tuple[ToolSpec, ...]
 
 
-class ToolList(Call, kw_only=True):
+class ToolList(Call, frozen=True, kw_only=True):
     reply = ToolSpecs
     aid: int | None = None
 
 
-class ToolCall(Call, kw_only=True):
+class ToolCall(Call, frozen=True, kw_only=True):
     reply = ToolAnswer
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-class ToolNext(Call, kw_only=True):
+class ToolNext(Call, frozen=True, kw_only=True):
     """Wait for the next invocation of one of the caller's own tools."""
 
     reply = ToolInvocation
 
 
-class ToolReturn(Call, kw_only=True):
+class ToolReturn(Call, frozen=True, kw_only=True):
     reply = Done
     id: str
     content: str
@@ -417,11 +417,11 @@ class SchedulerReport(Reply, frozen=True):
     policies: tuple[str, ...]
 
 
-class GetScheduler(Call, kw_only=True):
+class GetScheduler(Call, frozen=True, kw_only=True):
     reply = SchedulerReport
 
 
-class SetScheduler(Call, kw_only=True):
+class SetScheduler(Call, frozen=True, kw_only=True):
     """Change the policy or the quantum (decoded tokens a slice), at once."""
 
     reply = SchedulerReport
@@ -447,7 +447,7 @@ class Transcript(Reply, frozen=True):
     calls: tuple[CallRecord, ...]
 
 
-class GetTranscript(Call, kw_only=True):
+class GetTranscript(Call, frozen=True, kw_only=True):
     """The calls of a process with their contents, oldest first; at most ``limit`` of the newest."""
 
     reply = Transcript
@@ -463,7 +463,7 @@ class Log(Reply, frozen=True):
     ended: bool
 
 
-class GetLog(Call, kw_only=True):
+class GetLog(Call, frozen=True, kw_only=True):
     reply = Log
     aid: int
     offset: int = 0
@@ -489,17 +489,17 @@ class NewKey(Reply, frozen=True):
     key: str
 
 
-class KeyNew(Call, kw_only=True):
+class KeyNew(Call, frozen=True, kw_only=True):
     reply = NewKey
     label: str = ""
 
 
-class KeyRevoke(Call, kw_only=True):
+class KeyRevoke(Call, frozen=True, kw_only=True):
     reply = Done
     id: str
 
 
-class KeyList(Call, kw_only=True):
+class KeyList(Call, frozen=True, kw_only=True):
     reply = Keys
 
 

@@ -28,112 +28,112 @@ class Event(Struct, frozen=True, omit_defaults=True, tag_field="event", tag=_sna
     pid: int
 
 
-class KernelStarted(Event, kw_only=True):
+class KernelStarted(Event, frozen=True, kw_only=True):
     """pid is 0: the kernel itself."""
 
     version: str
 
 
-class ProcessCreated(Event, kw_only=True):
+class ProcessCreated(Event, frozen=True, kw_only=True):
     parent: int | None
     program: str
 
 
-class ProcessStarted(Event, kw_only=True):
+class ProcessStarted(Event, frozen=True, kw_only=True):
     os_pid: int | None = None
 
 
-class ProcessSuspended(Event, kw_only=True):
+class ProcessSuspended(Event, frozen=True, kw_only=True):
     reason: Reason
 
 
-class ProcessResumed(Event, kw_only=True):
+class ProcessResumed(Event, frozen=True, kw_only=True):
     reason: Reason
 
 
-class ProcessEnded(Event, kw_only=True):
+class ProcessEnded(Event, frozen=True, kw_only=True):
     exit_status: int
     reason: str
 
 
-class ProcessReaped(Event, kw_only=True):
+class ProcessReaped(Event, frozen=True, kw_only=True):
     pass
 
 
-class PriorityChanged(Event, kw_only=True):
+class PriorityChanged(Event, frozen=True, kw_only=True):
     priority: int
 
 
-class BudgetChanged(Event, kw_only=True):
+class BudgetChanged(Event, frozen=True, kw_only=True):
     tokens: int | None = None
     seconds: float | None = None
     calls: int | None = None
 
 
-class AidChanged(Event, kw_only=True):
+class AidChanged(Event, frozen=True, kw_only=True):
     """pid is the old number."""
 
     aid: int
 
 
-class SchedulerChanged(Event, kw_only=True):
+class SchedulerChanged(Event, frozen=True, kw_only=True):
     policy: str
     quantum: int
 
 
-class ModelSubstituted(Event, kw_only=True):
+class ModelSubstituted(Event, frozen=True, kw_only=True):
     """A program asked for a model that is not here; its process's own model answered."""
 
     asked: str
     used: str
 
 
-class CallStarted(Event, kw_only=True):
+class CallStarted(Event, frozen=True, kw_only=True):
     call: str
     name: str
 
 
-class CallBlocked(Event, kw_only=True):
+class CallBlocked(Event, frozen=True, kw_only=True):
     call: str
     reason: Reason
 
 
-class CallUnblocked(Event, kw_only=True):
+class CallUnblocked(Event, frozen=True, kw_only=True):
     call: str
 
 
-class CallCompleted(Event, kw_only=True):
+class CallCompleted(Event, frozen=True, kw_only=True):
     call: str
     name: str
     usage: Usage | None = None
 
 
-class CallFailed(Event, kw_only=True):
+class CallFailed(Event, frozen=True, kw_only=True):
     call: str
     name: str
     code: str
     message: str
 
 
-class CallCancelled(Event, kw_only=True):
+class CallCancelled(Event, frozen=True, kw_only=True):
     call: str
     name: str
     reason: str
 
 
-class TicketQueued(Event, kw_only=True):
+class TicketQueued(Event, frozen=True, kw_only=True):
     call: str
     core: str
     prompt_tokens: int
     cached_tokens: int
 
 
-class SliceGranted(Event, kw_only=True):
+class SliceGranted(Event, frozen=True, kw_only=True):
     call: str
     core: str
 
 
-class SliceEnded(Event, kw_only=True):
+class SliceEnded(Event, frozen=True, kw_only=True):
     """prefilled and decoded are tokens; preempted says that the next slice went to another."""
 
     call: str
@@ -143,39 +143,39 @@ class SliceEnded(Event, kw_only=True):
     preempted: bool = False
 
 
-class PagedOut(Event, kw_only=True):
+class PagedOut(Event, frozen=True, kw_only=True):
     call: str
     bytes: int
 
 
-class PagedIn(Event, kw_only=True):
+class PagedIn(Event, frozen=True, kw_only=True):
     call: str
     bytes: int
 
 
-class CoreLost(Event, kw_only=True):
+class CoreLost(Event, frozen=True, kw_only=True):
     """pid is 0."""
 
     core: str
     message: str
 
 
-class CoreRestarted(Event, kw_only=True):
+class CoreRestarted(Event, frozen=True, kw_only=True):
     """pid is 0."""
 
     core: str
 
 
-class AccessDenied(Event, kw_only=True):
+class AccessDenied(Event, frozen=True, kw_only=True):
     name: str
     resource: str
 
 
-class KeyIssued(Event, kw_only=True):
+class KeyIssued(Event, frozen=True, kw_only=True):
     key: str
 
 
-class KeyRevoked(Event, kw_only=True):
+class KeyRevoked(Event, frozen=True, kw_only=True):
     key: str
 
 

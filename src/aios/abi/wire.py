@@ -38,7 +38,7 @@ def _events() -> msgspec.json.Decoder[Any]:
 def decode(data: bytes | str, kind: type[T]) -> T:
     """*data* as a *kind*; InvalidCall says what does not fit."""
     try:
-        return _decoder(kind).decode(data)  # type: ignore[no-any-return]
+        return _decoder(kind).decode(data)  # type: ignore[no-any-return, arg-type]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidCall(f"the data is not a valid {kind.__name__}: {error}") from error
 
