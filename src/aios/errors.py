@@ -15,11 +15,13 @@
     │  ├─ CoreFailed          502
     │  ├─ CoreTimeout         504
     │  ├─ ToolUnreachable     502
-    │  └─ StoreFailed         502
+    │  ├─ StoreFailed         502
+    │  └─ ConnectionLost      502 the kernel went away in the middle of a call (SDK)
     ├─ Cancelled              499 the call was ended before its result
     │  ├─ Killed              410 its process was killed
     │  └─ TimedOut            504 its own time limit passed
     ├─ SetupError             500 this machine cannot run aios as asked (CLI and daemon)
+    │  └─ NotRunning          503 no kernel answers here (SDK and CLI)
     └─ KernelBug              500 an invariant broke; never caught inside the kernel
 
 A message is one sentence: what was wrong, with the value, and what to do.
@@ -102,6 +104,10 @@ class StoreFailed(DriverError):
     code = "store_failed"
 
 
+class ConnectionLost(DriverError):
+    code, retryable = "connection_lost", True
+
+
 class Cancelled(AiosError):
     code, status = "cancelled", 499
 
@@ -116,6 +122,10 @@ class TimedOut(Cancelled):
 
 class SetupError(AiosError):
     code = "setup_error"
+
+
+class NotRunning(SetupError):
+    code, status, retryable = "not_running", 503, True
 
 
 class KernelBug(AiosError):

@@ -178,7 +178,8 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
 
     program names it (records, history and ps go by this name); task is what it is asked to do and
     reaches it as AIOS_TASK; env adds to its environment; wrap_model makes an unknown model name on
-    /v1 mean this process's model (programs that hard-code a name).
+    /v1 mean this process's model (programs that hard-code a name); rights are the names of the calls
+    it may make (None: all that its parent may).
     """
 
     reply = Spawned
@@ -193,6 +194,7 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
     model: str | None = None
     wrap_model: bool = False
     restart: Literal["never", "on-crash"] = "never"
+    rights: tuple[str, ...] | None = None
     note: str = ""
 
 
@@ -403,6 +405,26 @@ class ToolReturn(Call, frozen=True, kw_only=True):
     id: str
     content: str
     is_error: bool = False
+
+
+# --- the outside world, once ----------------------------------------------------------------------
+
+
+class Recorded(Reply, frozen=True):
+    value: Any
+
+
+class Record(Call, frozen=True, kw_only=True):
+    """Keep what a program read outside (time, chance, a step's result) under the call's path.
+
+    The reply is the value to go on with: a restarted life gets the one that its first life kept.
+    key says what was read (``random``'s kind, a step's name); value is JSON data.
+    """
+
+    reply = Recorded
+    kind: Literal["now", "random", "step"]
+    key: str = ""
+    value: Any = None
 
 
 # --- the machine itself ---------------------------------------------------------------------------
