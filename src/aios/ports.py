@@ -5,7 +5,8 @@ Every driver and its fake in ``aios.testing`` pass one contract suite (tests/con
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -145,7 +146,11 @@ class Core(Protocol):
         """End its run now: ``run`` returns what it has, with finish_reason cancelled."""
 
     async def release(self, sequence: int) -> None:
-        """Forget it and free its cells (a core may keep its prompt's KV for others); idempotent."""
+        """Forget it and free its cells (a core may keep its prompt's KV for others); idempotent.
+
+        Safe while a run of it is in progress, also one whose awaiting task was cancelled: returns
+        when the sequence no longer takes part in any batch.
+        """
 
     async def residency(self) -> Residency: ...
 
@@ -282,8 +287,11 @@ class Journal(Protocol):
 
     def load(self) -> Image: ...
 
-    def append(self, records: Sequence[Record]) -> Awaitable[None]:
-        """Queue at once, in order; awaiting it waits until durable. It may be left unawaited."""
+    def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        """Queue at once, in order; the future is done when it, and all before it, is durable.
+
+        It may be left unawaited; no records at all is a barrier. StoreFailed when it cannot be kept.
+        """
 
     async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]: ...
 
@@ -346,5 +354,15 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
-CoreFactory = Callable[[str], Awaitable[Core]]
-"""From a model's name to its core, started (NotFound for an unknown one)."""
+# --- where cores come from ------------------------------------------------------------------------
+
+
+class Cores(Protocol):
+    """The models that can answer here."""
+
+    default: str
+
+    def names(self) -> list[str]: ...
+
+    async def open(self, name: str) -> Core:
+        """The core of a model, started; NotFound for a name that is not among names()."""

@@ -134,13 +134,19 @@ class SliceGranted(Event, frozen=True, kw_only=True):
 
 
 class SliceEnded(Event, frozen=True, kw_only=True):
-    """prefilled and decoded are tokens; preempted says that the next slice went to another."""
+    """prefilled and decoded are tokens."""
 
     call: str
     core: str
     prefilled: int = 0
     decoded: int = 0
-    preempted: bool = False
+
+
+class TicketPreempted(Event, frozen=True, kw_only=True):
+    """A ticket that wanted its next slice at once did not get it: back in line."""
+
+    call: str
+    core: str
 
 
 class PagedOut(Event, frozen=True, kw_only=True):
