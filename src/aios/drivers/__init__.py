@@ -1,0 +1,1 @@
+"""Drivers: one file or folder for each thing in the outside world; they never import each other."""
