@@ -1,0 +1,1 @@
+"""The journal: on disk (SQLite) and, as its twin for tests, in memory."""

@@ -1,0 +1,141 @@
+"""Records to rows: one transaction's worth, gathered and then written statement by statement.
+
+Executing each record by itself would be as right and cost twice as much.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from aios.abi import wire
+from aios.abi.events import EVENTS, Event
+from aios.ports import (
+    CallEnd,
+    CallRow,
+    ContextRow,
+    Forget,
+    GrantRow,
+    KeyRow,
+    ProcessRow,
+    Record,
+    SnapshotRow,
+    TokensRow,
+)
+
+EVENT = "INSERT INTO events VALUES (?, ?, ?)"  # never REPLACE: a number given twice is a bug
+PROCESS = "REPLACE INTO processes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+CALL = "REPLACE INTO calls VALUES (?, ?, ?, ?, ?)"
+END = "REPLACE INTO ends VALUES (?, ?, ?, ?, ?)"
+TOKENS = "REPLACE INTO tokens VALUES (?, ?, ?)"
+MESSAGE = "REPLACE INTO contexts VALUES (?, ?, ?, ?)"
+KEY = "REPLACE INTO keys VALUES (?, ?, ?)"
+GRANT = "REPLACE INTO grants VALUES (?, ?, ?, ?)"
+SNAPSHOT = "REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)"
+OPENED = "REPLACE INTO open_calls VALUES (?)"
+CLOSED = "DELETE FROM open_calls WHERE number = ?"
+FORGET = """
+INSERT INTO forgotten VALUES ('pid', :pid)
+    ON CONFLICT DO UPDATE SET number = max(number, excluded.number);
+INSERT INTO forgotten SELECT 'call', max(number) FROM calls WHERE pid = :pid HAVING count(*)
+    ON CONFLICT DO UPDATE SET number = max(number, excluded.number);
+DELETE FROM tokens WHERE call IN (SELECT number FROM calls WHERE pid = :pid);
+DELETE FROM open_calls WHERE number IN (SELECT number FROM calls WHERE pid = :pid);
+DELETE FROM ends WHERE number IN (SELECT number FROM calls WHERE pid = :pid);
+DELETE FROM calls WHERE pid = :pid;
+DELETE FROM contexts WHERE pid = :pid;
+DELETE FROM processes WHERE pid = :pid;
+"""
+
+
+def number_of(call: str) -> int:
+    """12 for c12."""
+    return int(call[1:])
+
+
+class Rows:
+    """Takes records in order; what comes last under one key is what stays."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        self._open: dict[int, bool] = {}  # by the call's number, as the last record left it
+
+    def take(self, records: Iterable[Record]) -> None:
+        for record in records:
+            TAKE[type(record)](self, record)
+
+    def write(self) -> None:
+        """Execute what was gathered, inside the caller's transaction."""
+        for call, is_open in self._open.items():
+            self._rows[OPENED if is_open else CLOSED].append((call,))
+        for statement, rows in self._rows.items():
+            self._connection.executemany(statement, rows)
+        self._rows.clear()
+        self._open.clear()
+
+    def _event(self, event: Event) -> None:
+        self._rows[EVENT].append((event.seq, event.pid, wire.encode(event)))
+
+    def _process(self, row: ProcessRow) -> None:
+        self._rows[PROCESS].append(
+            (
+                row.pid,
+                row.user,
+                row.parent,
+                row.program,
+                row.state,
+                wire.encode(row.reasons),
+                row.priority,
+                row.os_pid,
+                row.os_started,
+                row.created_at,
+                row.ended_at,
+                row.exit_status,
+                row.detail,
+            )
+        )
+
+    def _call(self, row: CallRow) -> None:
+        number = number_of(row.id)
+        self._rows[CALL].append((number, row.pid, row.name, row.started_at, row.request))
+        self._open[number] = True
+
+    def _end(self, end: CallEnd) -> None:
+        number = number_of(end.id)
+        self._rows[END].append((number, end.state, end.ended_at, end.reply, end.error))
+        self._open[number] = False
+
+    def _slice(self, row: TokensRow) -> None:
+        self._rows[TOKENS].append((number_of(row.call), row.ordinal, row.tokens))
+
+    def _message(self, row: ContextRow) -> None:
+        self._rows[MESSAGE].append((row.pid, row.context, row.ordinal, row.message))
+
+    def _key(self, row: KeyRow) -> None:
+        self._rows[KEY].append((row.info.id, wire.encode(row.info), row.hash))
+
+    def _grant(self, row: GrantRow) -> None:
+        self._rows[GRANT].append((row.holder, row.action, row.resource, row.expires_at))
+
+    def _snapshot(self, row: SnapshotRow) -> None:
+        self._rows[SNAPSHOT].append((row.id, row.pid, row.path, row.created_at, row.detail))
+
+    def _forget(self, forget: Forget) -> None:
+        self.write()  # what came before is forgotten, what comes after is not
+        self._connection.execute(FORGET, {"pid": forget.pid})
+
+
+TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {
+    **dict.fromkeys(EVENTS, Rows._event),
+    ProcessRow: Rows._process,
+    CallRow: Rows._call,
+    CallEnd: Rows._end,
+    TokensRow: Rows._slice,
+    ContextRow: Rows._message,
+    KeyRow: Rows._key,
+    GrantRow: Rows._grant,
+    SnapshotRow: Rows._snapshot,
+    Forget: Rows._forget,
+}

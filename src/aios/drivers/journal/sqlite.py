@@ -1,0 +1,370 @@
+"""The journal in a SQLite file: one thread writes, in groups; another reads.
+
+    append  -> the loop's list -> (end of the loop's turn) -> the writer's queue
+    writer  -> takes all that is there, one transaction, one fdatasync -> answers the whole group
+
+While a sync is running the next group gathers; nothing ever waits for company. What is answered is
+on the disk (WAL, synchronous=FULL); a write that fails answers StoreFailed, and the next is tried
+as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import apsw
+import msgspec
+
+from aios.abi import wire
+from aios.abi.calls import KeyInfo
+from aios.abi.events import Event
+from aios.drivers.journal.migrations import migrate
+from aios.drivers.journal.rows import Rows
+from aios.errors import SetupError, StoreFailed
+from aios.ports import (
+    CallEnd,
+    CallHistory,
+    CallRow,
+    GrantRow,
+    Image,
+    KeyRow,
+    ProcessRow,
+    Record,
+    SnapshotRow,
+)
+
+T = TypeVar("T")
+Append = tuple[Sequence[Record], asyncio.Future[None]]
+
+BUSY_MS = 5_000  # how long to wait for a person who has the file open in another program
+CHECKPOINT_PAGES = 4_000  # 16 MB of WAL: pages written again and again are copied once
+
+LAST = """
+SELECT coalesce((SELECT max(seq) FROM events), 0),
+       max(coalesce((SELECT max(pid) FROM processes), 0),
+           coalesce((SELECT number FROM forgotten WHERE kind = 'pid'), 0)),
+       max(coalesce((SELECT max(number) FROM calls), 0),
+           coalesce((SELECT number FROM forgotten WHERE kind = 'call'), 0))
+"""
+OPEN_CALLS = """
+SELECT number, pid, name, started_at, request FROM open_calls JOIN calls USING (number)
+ORDER BY number
+"""
+EVENTS = "SELECT body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+EVENTS_OF = "SELECT body FROM events WHERE seq > ? AND pid = ? ORDER BY seq LIMIT ?"
+CALLS_OF = """
+SELECT * FROM (SELECT * FROM calls LEFT JOIN ends USING (number)
+               WHERE pid = ? ORDER BY number DESC LIMIT ?) ORDER BY number
+"""
+TOKENS_OF = "SELECT tokens FROM tokens WHERE call = ? ORDER BY ordinal"
+
+
+class SqliteJournal:
+    """A ports.Journal in one file, made if it is not there; one kernel at a time may have it.
+
+    SetupError says why it cannot be opened: in use, from a newer aios, no database, no access.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _lock(path)
+        try:
+            self._connection = _open(path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._waiting: list[Append] = []  # appended in this turn of the loop
+        self._queue: queue.SimpleQueue[list[Append] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+        self._reader = ThreadPoolExecutor(1, "journal-reader")
+        self._reading: Any = None  # the reader's connection, once there was something to read
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<SqliteJournal {self._path}{' closed' if self._closed else ''}>"
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def append(self, records: Sequence[Record]) -> Awaitable[None]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        if self._closed:
+            _answer([future], f"the journal {self._path} is closed: start the kernel again.")
+            return future
+        if not self._waiting:
+            loop.call_soon(self._hand_over)  # one wake-up of the writer for a whole turn
+        self._waiting.append((records, future))
+        return future
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            group, self._waiting = self._waiting, []
+            self._queue.put(group)
+
+    def _write(self) -> None:
+        """The writer: until None, take what is there, commit it, answer it."""
+        going_on = True
+        while going_on:
+            group: list[Append] = []
+            taken = self._queue.get()
+            while taken is not None:
+                group += taken
+                if self._queue.empty():  # only this thread takes
+                    break
+                taken = self._queue.get()
+            going_on = taken is not None
+            if not group:
+                continue
+            trouble = self._commit(records for records, _ in group)
+            if trouble is None or len(group) == 1:
+                _answer_there([future for _, future in group], trouble)
+                continue
+            for records, future in group:  # one at a time, so that it fails only those concerned
+                _answer_there([future], self._commit([records]))
+
+    def _commit(self, appends: Iterable[Sequence[Record]]) -> str | None:
+        """One transaction; None when it is durable, else what went wrong, in a sentence."""
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            rows = Rows(self._connection)
+            for records in appends:
+                rows.take(records)
+            rows.write()
+            execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 (whatever it was, those who wait must hear it)
+            self._roll_back()
+            return _sentence(self._path, error)
+        return None
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:  # SQLite may have rolled back by itself
+                self._connection.execute("ROLLBACK")
+        except apsw.Error:
+            pass  # the next BEGIN says what is wrong, to somebody who can be told
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def load(self) -> Image:
+        connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+        try:
+            with connection:  # one transaction: a consistent whole
+                return _image(connection)
+        except apsw.Error as error:
+            raise StoreFailed(_sentence(self._path, error)) from error
+        finally:
+            connection.close()
+
+    async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]:
+        def read(connection: Any) -> list[Event]:
+            if pid is None:
+                found = connection.execute(EVENTS, (after, limit))
+            else:
+                found = connection.execute(EVENTS_OF, (after, pid, limit))
+            return [wire.decode_event(body) for (body,) in found]
+
+        return await self._read(read)
+
+    async def first_seq(self) -> int:
+        return await self._read(
+            lambda connection: connection.execute("SELECT min(seq) FROM events").get or 0
+        )
+
+    async def calls(self, pid: int, limit: int) -> list[CallHistory]:
+        return await self._read(lambda connection: _calls(connection, pid, limit))
+
+    async def _read(self, read: Callable[[Any], T]) -> T:
+        def run() -> T:
+            try:
+                if self._reading is None:
+                    self._reading = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+                with self._reading:
+                    return read(self._reading)
+            except apsw.Error as error:
+                raise StoreFailed(_sentence(self._path, error)) from error
+
+        if self._closed:
+            raise StoreFailed(f"the journal {self._path} is closed: start the kernel again.")
+        return await asyncio.get_running_loop().run_in_executor(self._reader, run)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Write what was appended, then let go of the file; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._hand_over()
+        self._queue.put(None)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._let_go)
+        self._reader.shutdown()
+
+    def _let_go(self) -> None:
+        self._writer.join()
+        if self._reading is not None:
+            self._reading.close()
+        self._connection.close()
+        os.close(self._lock)
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def _lock(path: Path) -> int:
+    """A lock beside *path*, held until its descriptor is closed or its process is gone."""
+    beside = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SetupError(
+            f"{beside} cannot be made ({error.strerror}): check the directory."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+    except OSError as error:
+        holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise SetupError(f"{beside} cannot be locked: {error.strerror}.") from error
+        raise SetupError(
+            f"{path} is in use by the process {holder}: stop that kernel with `aios down`, or set "
+            "AIOS_HOME to another directory."
+        ) from error
+    return descriptor
+
+
+def _open(path: Path) -> Any:
+    """The writer's connection, its file made or brought up to date."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
+        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
+    except (OSError, apsw.Error) as error:
+        _refuse(path, error)
+    try:
+        connection.pragma("synchronous", "EXTRA")  # else the switch to WAL is not power-safe
+        connection.pragma("journal_mode", "WAL")
+        connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        migrate(connection, path)
+        connection.pragma("synchronous", "FULL")
+    except (OSError, apsw.Error) as error:
+        connection.close()
+        _refuse(path, error)
+    except SetupError:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(path: Path, mode: int) -> Any:
+    connection = apsw.Connection(str(path), flags=mode)
+    connection.set_busy_timeout(BUSY_MS)
+    return connection
+
+
+def _refuse(path: Path, error: Exception) -> NoReturn:
+    if isinstance(error, OSError):
+        raise SetupError(
+            f"{path} cannot be opened ({error.strerror}): check its rights."
+        ) from error
+    raise SetupError(_sentence(path, error)) from error
+
+
+def _sentence(path: Path, error: Exception) -> str:
+    match error:
+        case apsw.FullError():
+            return f"the disk is full and {path} cannot grow: free some space, then try again."
+        case apsw.NotADBError():
+            return f"{path} is not a database: move it away, or restore it from a copy."
+        case apsw.CorruptError():
+            return f"{path} is damaged ({error}): move it away, or restore it from a copy."
+        case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
+            return f"{path} cannot be written ({error}): check its rights and its directory's."
+        case apsw.IOError():
+            return f"{path} cannot be read or written ({error}): check the disk."
+        case apsw.BusyError():
+            return f"{path} is locked by another program: close that program, then try again."
+    return f"{path} did not take a record ({type(error).__name__}: {error})."
+
+
+# --- rows to data ---------------------------------------------------------------------------------
+
+
+def _image(connection: Any) -> Image:
+    rows = connection.execute
+    last_seq, last_pid, last_call = next(rows(LAST))
+    return Image(
+        last_seq=last_seq,
+        last_pid=last_pid,
+        last_call=last_call,
+        processes=tuple(map(_process, rows("SELECT * FROM processes ORDER BY pid"))),
+        keys=tuple(
+            KeyRow(wire.decode(info, KeyInfo), hash)
+            for info, hash in rows("SELECT info, hash FROM keys ORDER BY id")
+        ),
+        grants=tuple(GrantRow(*row) for row in rows("SELECT * FROM grants ORDER BY 1, 2, 3")),
+        snapshots=tuple(SnapshotRow(*row) for row in rows("SELECT * FROM snapshots ORDER BY id")),
+        open_calls=tuple(CallRow(f"c{number}", *rest) for number, *rest in rows(OPEN_CALLS)),
+    )
+
+
+def _process(row: Sequence[Any]) -> ProcessRow:
+    pid, user, parent, program, state, reasons, *rest = row
+    why = tuple(msgspec.json.decode(reasons))
+    return ProcessRow(pid, user, parent, program, state, why, *rest)
+
+
+def _calls(connection: Any, pid: int, limit: int) -> list[CallHistory]:
+    rows = connection.execute(CALLS_OF, (pid, limit)).fetchall()
+    decoded: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        for (tokens,) in connection.execute(TOKENS_OF, (row[0],)):
+            decoded[row[0]] += struct.unpack(f"<{len(tokens) // 4}i", tokens)
+    return [_history(row, tuple(decoded[row[0]])) for row in rows]
+
+
+def _history(row: Sequence[Any], tokens: tuple[int, ...]) -> CallHistory:
+    number, pid, name, started_at, request, state, ended_at, reply, error = row
+    call = f"c{number}"
+    end = None if state is None else CallEnd(call, state, ended_at, reply, error)
+    return CallHistory(CallRow(call, pid, name, started_at, request), end, tokens)
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _answer_there(futures: list[asyncio.Future[None]], trouble: str | None) -> None:
+    """Answer from the writer's thread, with one wake-up for each loop (there is one)."""
+    loops: defaultdict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = defaultdict(list)
+    for future in futures:
+        loops[future.get_loop()].append(future)
+    for loop, waiting in loops.items():
+        try:
+            loop.call_soon_threadsafe(_answer, waiting, trouble)
+        except RuntimeError:
+            pass  # that loop is closed: nobody waits there any more
+
+
+def _answer(futures: list[asyncio.Future[None]], trouble: str | None) -> None:
+    for future in futures:
+        if future.done():
+            continue  # its caller was cancelled
+        if trouble is None:
+            future.set_result(None)
+        else:
+            future.set_exception(StoreFailed(trouble))
+            future.exception()  # seen: nobody needs to await it
