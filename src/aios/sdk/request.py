@@ -61,7 +61,7 @@ def build(prompt: Prompt, tools: Tools, options: Options) -> Request:
         given["stop"] = (given["stop"],)
     messages = _messages(prompt)
     if system := given.pop("system", None):
-        messages = (Message(role="system", content=system), *messages)
+        messages = (*_messages({"role": "system", "content": system}), *messages)
     convert = None
     if (wanted := given.pop("schema", None)) is not None:
         given["schema"], convert = schema.target(wanted)
