@@ -1,0 +1,1 @@
+"""The kernel decides. It never opens a socket, a file or a model: drivers do, behind the ports."""

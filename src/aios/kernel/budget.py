@@ -1,0 +1,103 @@
+"""Budgets: reserved before, settled after.
+
+A budget is a chain: what a process spends counts for it and for every ancestor, so a child can
+never spend more than its parent has left, however many children there are. All numbers are what is
+left; None is no limit.
+"""
+
+from __future__ import annotations
+
+from aios.abi.calls import Limits
+
+
+class Budget:
+    """What one process may still spend. ``held`` is reserved and not yet settled (tokens)."""
+
+    __slots__ = ("above", "calls", "held", "seconds", "tokens")
+
+    def __init__(self, limits: Limits, above: Budget | None) -> None:
+        self.above = above
+        self.tokens, self.seconds, self.calls = limits.tokens, limits.seconds, limits.calls
+        self.held = 0
+
+    def __repr__(self) -> str:
+        return f"<budget {self.left()}>"
+
+    def left(self) -> Limits:
+        return Limits(self.tokens, self.seconds, self.calls)
+
+    def replace(self, limits: Limits) -> None:
+        """Set the amounts that *limits* names; the others stay."""
+        if limits.tokens is not None:
+            self.tokens = limits.tokens
+        if limits.seconds is not None:
+            self.seconds = limits.seconds
+        if limits.calls is not None:
+            self.calls = limits.calls
+
+    def _chain(self) -> list[Budget]:
+        chain: list[Budget] = []
+        budget: Budget | None = self
+        while budget is not None:
+            chain.append(budget)
+            budget = budget.above
+        return chain
+
+    def tokens_free(self) -> int | None:
+        """Tokens that may still be reserved, over the whole chain; None is no limit."""
+        free = [b.tokens - b.held for b in self._chain() if b.tokens is not None]
+        return max(0, min(free)) if free else None
+
+    def reserve_tokens(self, wanted: int, at_least: int = 1) -> int:
+        """Reserve up to *wanted*; 0 when fewer than *at_least* are free."""
+        free = self.tokens_free()
+        granted = wanted if free is None else min(wanted, free)
+        if granted < at_least:
+            return 0
+        for budget in self._chain():
+            budget.held += granted
+        return granted
+
+    def settle_tokens(self, reserved: int, spent: int) -> None:
+        """Give back a reservation and book what was really spent."""
+        for budget in self._chain():
+            budget.held -= reserved
+            if budget.tokens is not None:
+                budget.tokens = max(0, budget.tokens - spent)
+
+    def spend_call(self) -> bool:
+        """Book one call; False (and nothing booked) when there is none left."""
+        chain = self._chain()
+        if any(budget.calls is not None and budget.calls < 1 for budget in chain):
+            return False
+        for budget in chain:
+            if budget.calls is not None:
+                budget.calls -= 1
+        return True
+
+    def spend_seconds(self, seconds: float) -> None:
+        if self.seconds is not None:
+            self.seconds = max(0.0, self.seconds - seconds)
+
+    def seconds_left(self) -> float | None:
+        return self.seconds
+
+    def exhausted(self) -> str | None:
+        """The first amount that is used up, over the chain; None when something is left of all."""
+        for budget in self._chain():
+            if budget.tokens is not None and budget.tokens - budget.held <= 0:
+                return "tokens"
+            if budget.seconds is not None and budget.seconds <= 0:
+                return "seconds"
+            if budget.calls is not None and budget.calls <= 0:
+                return "calls"
+        return None
+
+    def check(self) -> list[str]:
+        """Invariants, in numbers."""
+        found = []
+        if self.held < 0:
+            found.append(f"a budget holds {self.held} tokens, which is less than none")
+        if self.tokens is not None and self.tokens < 0:
+            found.append(f"a budget has {self.tokens} tokens left, which is less than none")
+        return found

@@ -1,0 +1,185 @@
+"""One generation, from its admission to its last token.
+
+The loop: get a slice, journal what it made, show it, again. What was shown is always a prefix
+of what is final, for a slice's tokens are durable before its text leaves the kernel. When the core dies
+the tokens made so far are admitted again, and the same bits follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from aios.abi import events as ev
+from aios.abi.calls import Generation
+from aios.abi.messages import Delta, Message, TokenLogprob, ToolUse, Usage
+from aios.errors import CoreFailed, InvalidCall, StoreFailed
+from aios.kernel.process import OpenCall
+from aios.ports import Admitted, Prompt, SliceResult
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aios.kernel.kernel import Kernel
+    from aios.kernel.scheduler import Scheduler
+
+LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
+
+
+class Progress(Struct):
+    """How far a generation is; with the core's own state, all that a snapshot needs."""
+
+    prompt: Prompt
+    model: str
+    context: str | None
+    said: int  # how many of the prompt's messages are new to the context
+    tokens: list[int]
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolUse, ...] = ()
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+    reason: str | None = None  # why it ended
+
+    def add(self, result: SliceResult) -> None:
+        self.tokens.extend(result.tokens)
+        self.text += result.text
+        self.logprobs += result.logprobs
+        self.tool_calls += result.tool_calls
+        self.reason = result.finish_reason
+
+
+def validate(prompt: Prompt) -> None:
+    """InvalidCall for a prompt that no core could answer."""
+    s = prompt.sampling
+    if not prompt.messages:
+        raise InvalidCall("messages is empty; say at least one thing to the model.")
+    if s.max_tokens is not None and s.max_tokens < 1:
+        raise InvalidCall(f"max_tokens must be at least 1, not {s.max_tokens}.")
+    if not 0 <= s.temperature <= 2:
+        raise InvalidCall(f"temperature must be 0 to 2, not {s.temperature}.")
+    if not 0 < s.top_p <= 1:
+        raise InvalidCall(f"top_p must be above 0 and at most 1, not {s.top_p}.")
+    if not 0 <= s.min_p <= 1:
+        raise InvalidCall(f"min_p must be 0 to 1, not {s.min_p}.")
+    if s.top_k < 0:
+        raise InvalidCall(f"top_k must be 0 (off) or more, not {s.top_k}.")
+    if s.logprobs is not None and not 0 <= s.logprobs <= 20:
+        raise InvalidCall(f"logprobs must be 0 to 20 alternatives, not {s.logprobs}.")
+    if len(s.stop) > 16 or not all(s.stop):
+        raise InvalidCall("stop takes up to 16 texts, none of them empty.")
+    if prompt.tool_choice not in ("auto", "none", "required") and prompt.tool_choice not in {
+        tool.name for tool in prompt.tools
+    }:
+        raise InvalidCall(
+            f"tool_choice names {prompt.tool_choice!r}, which is not among the tools."
+        )
+    if prompt.tool_choice == "required" and not prompt.tools:
+        raise InvalidCall("tool_choice is required, but no tools are given.")
+
+
+async def run(
+    kernel: Kernel,
+    call: OpenCall,
+    scheduler: Scheduler,
+    progress: Progress,
+    admitted: Admitted | None = None,
+) -> Generation:
+    """Bring a generation to its end; *admitted* when the core has it already (a thawed one)."""
+    process = call.process
+    ticket = scheduler.ticket(call)
+    call.ticket, call.progress = ticket, progress
+    lost = 0
+    try:
+        while progress.reason is None:
+            if ticket.sequence is None:
+                try:
+                    admitted = admitted or await scheduler.core.admit(
+                        progress.prompt, progress.tokens
+                    )
+                except CoreFailed as error:
+                    lost = await kernel.core_lost(scheduler, error, lost)
+                    continue
+                ticket.sequence = admitted.sequence
+                await _pay_for_prompt(kernel, call, progress, admitted)
+                admitted = None
+            try:
+                outcome = await scheduler.run(ticket)
+            except CoreFailed as error:
+                ticket.sequence, ticket.cells, ticket.residency = None, 0, "none"
+                lost = await kernel.core_lost(scheduler, error, lost)
+                continue
+            if outcome is None:
+                kernel.exhausted(process)
+                continue
+            result, durable = outcome
+            lost = 0 if result.tokens else lost
+            progress.add(result)
+            kernel.recheck_budget(process)
+            process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
+            if call.on_delta and (result.text or result.finish_reason or result.logprobs):
+                delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
+                durable.add_done_callback(partial(_show, call, delta))
+    finally:
+        process.usage += Usage(
+            preemptions=ticket.preemptions, waiting_s=ticket.waited_s, running_s=ticket.ran_s
+        )
+        await scheduler.release(ticket)
+    return Generation(
+        call=call.id,
+        model=progress.model,
+        message=Message("assistant", progress.text, tool_calls=progress.tool_calls),
+        finish_reason=progress.reason,  # type: ignore[arg-type]
+        usage=Usage(
+            prompt_tokens=progress.prompt_tokens,
+            completion_tokens=len(progress.tokens),
+            cached_tokens=progress.cached_tokens,
+            calls=1,
+            slices=ticket.slices,
+            preemptions=ticket.preemptions,
+            waiting_s=ticket.waited_s,
+            running_s=ticket.ran_s,
+        ),
+        logprobs=progress.logprobs,
+    )
+
+
+async def _pay_for_prompt(
+    kernel: Kernel, call: OpenCall, progress: Progress, admitted: Admitted
+) -> None:
+    """Book the prompt's tokens, once for a generation, however often it is admitted."""
+    kernel.trace.emit(
+        ev.TicketQueued,
+        call.process.pid,
+        call=call.id,
+        core=progress.model,
+        prompt_tokens=admitted.prompt_tokens,
+        cached_tokens=admitted.cached_tokens,
+    )
+    if progress.prompt_tokens:
+        return
+    process, wanted = call.process, admitted.prompt_tokens
+    while not process.budget.reserve_tokens(wanted, at_least=wanted):
+        kernel.exhausted(process)
+        await kernel.blocked(call, "budget")
+    process.budget.settle_tokens(wanted, wanted)
+    progress.prompt_tokens, progress.cached_tokens = wanted, admitted.cached_tokens
+    process.usage += Usage(prompt_tokens=wanted, cached_tokens=admitted.cached_tokens)
+
+
+def _show(call: OpenCall, delta: Delta, durable: asyncio.Future[None]) -> None:
+    if durable.cancelled():
+        return
+    if error := durable.exception():
+        call.end(error if isinstance(error, StoreFailed) else StoreFailed(str(error)))
+    elif call.on_delta:
+        call.on_delta(delta)
+
+
+def new_turns(progress: Progress, answer: Message) -> Sequence[Message]:
+    """What a finished generation adds to its context."""
+    messages = progress.prompt.messages
+    return (*messages[len(messages) - progress.said :], answer)

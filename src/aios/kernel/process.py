@@ -1,0 +1,240 @@
+"""Processes and calls: their states, and the only places where these move.
+
+Who may change what: the Kernel creates and ends; ``move`` changes a state, by the tables below;
+``usage`` grows by handlers; ``tickets`` belong to the scheduler. Everything else is set once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aios.abi.calls import (
+    Call,
+    CallState,
+    Limits,
+    Mail,
+    ProcessState,
+    Reason,
+    SpawnAgent,
+    ToolInvocation,
+)
+from aios.abi.messages import Delta, ToolSpec, Usage
+from aios.errors import AiosError, KernelBug
+from aios.kernel.budget import Budget
+from aios.kernel.context import Context
+from aios.ports import Started
+
+if TYPE_CHECKING:
+    from aios.kernel.generation import Progress
+    from aios.kernel.scheduler import Ticket
+
+PROCESS_MOVES: dict[ProcessState, frozenset[ProcessState]] = {
+    "new": frozenset({"live", "zombie"}),  # made, has not run yet
+    "live": frozenset({"suspended", "zombie"}),  # may call and be served
+    "suspended": frozenset({"live", "zombie"}),  # for a set of reasons; its calls wait
+    "zombie": frozenset(),  # has ended; kept until somebody asked how
+}
+
+CALL_MOVES: dict[CallState, frozenset[CallState]] = {
+    "active": frozenset({"queued", "blocked", "done", "failed", "cancelled", "unknown"}),
+    "queued": frozenset({"active", "blocked", "failed", "cancelled"}),  # waits for a slice
+    "blocked": frozenset({"active", "queued", "failed", "cancelled"}),  # suspended, or no budget
+    "done": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+    "unknown": frozenset({"done", "failed", "active"}),  # ran when the kernel died; to be settled
+}
+
+
+class OpenCall:
+    """One system call under way. The task that waits in the trap *is* the call."""
+
+    __slots__ = (
+        "call",
+        "id",
+        "is_silent",
+        "name",
+        "on_delta",
+        "process",
+        "progress",
+        "started",
+        "state",
+        "task",
+        "ticket",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        process: Process,
+        call: Call,
+        started: float,
+        task: asyncio.Task[object],
+        on_delta: Callable[[Delta], None] | None,
+    ) -> None:
+        self.id, self.name, self.process, self.call = id, name, process, call
+        self.started, self.task, self.on_delta = started, task, on_delta
+        self.state: CallState = "active"
+        self.is_silent = False  # leaves no trace
+        self.ticket: Ticket | None = None
+        self.progress: Progress | None = None
+        self.verdict: AiosError | None = None  # why the kernel ended it, if it did
+
+    def __repr__(self) -> str:
+        return f"<call {self.id} {self.name} of {self.process.pid}: {self.state}>"
+
+    def move(self, state: CallState) -> None:
+        if state not in CALL_MOVES[self.state]:
+            raise KernelBug(f"call {self.id} cannot become {state} while {self.state}")
+        self.state = state
+
+    def end(self, verdict: AiosError) -> None:
+        """Have it fail with *verdict*, wherever it waits."""
+        if self.verdict is None:
+            self.verdict = verdict
+            self.task.cancel()
+
+
+class Process:
+    """One run of a program."""
+
+    __slots__ = (
+        "_running",
+        "argv",
+        "budget",
+        "calls",
+        "children",
+        "contexts",
+        "created",
+        "ended",
+        "exit_reason",
+        "exit_status",
+        "invocations",
+        "key_id",
+        "mail_size",
+        "mailbox",
+        "model",
+        "note",
+        "on_exhausted",
+        "os",
+        "parent",
+        "pending_tools",
+        "pid",
+        "priority",
+        "program",
+        "reasons",
+        "received",
+        "restarts",
+        "result",
+        "rights",
+        "seen_mail",
+        "spawned",
+        "started",
+        "state",
+        "task",
+        "tool_waiters",
+        "tools",
+        "usage",
+        "user",
+        "waiters",
+        "wrap_model",
+    )
+
+    def __init__(
+        self, pid: int, user: str, parent: Process | None, spawned: SpawnAgent, at: float
+    ) -> None:
+        self.pid, self.user, self.parent, self.created = pid, user, parent, at
+        self.spawned = spawned
+        self.program, self.argv, self.task = spawned.program, spawned.argv, spawned.task
+        self.note, self.model, self.wrap_model = spawned.note, spawned.model, spawned.wrap_model
+        self.priority = 0
+        self.rights: frozenset[str] | None = None
+        self.budget: Budget = Budget(spawned.budget, parent.budget if parent else None)
+        self.on_exhausted = spawned.on_exhausted
+        self.state: ProcessState = "new"
+        self.reasons: set[Reason] = set()
+        self.children: dict[int, Process] = {}
+        self.calls: dict[str, OpenCall] = {}
+        self.contexts: dict[str, Context] = {}
+        self.usage = Usage()
+        self.key_id: str | None = None
+        self.os: Started | None = None
+        self.restarts = 0
+        self.started: float | None = None
+        self.ended: float | None = None
+        self.exit_status: int | None = None
+        self.exit_reason = ""
+        self.result: str | None = None
+        self.mailbox: deque[Mail] = deque()
+        self.mail_size = 0
+        self.seen_mail: set[str] = set()
+        self.received: deque[asyncio.Future[None]] = deque()  # those who wait for mail
+        self.tools: dict[str, ToolSpec] = {}
+        self.invocations: deque[ToolInvocation] = deque()
+        self.tool_waiters: list[asyncio.Future[None]] = []  # its program, asking what to do
+        self.pending_tools: dict[str, asyncio.Future[tuple[str, bool]]] = {}
+        self.waiters: list[asyncio.Future[None]] = []  # those who wait for its end
+        self._running: asyncio.Event | None = None  # made by the first who must wait
+
+    def __repr__(self) -> str:
+        return f"<process {self.pid} {self.program}: {self.status}>"
+
+    def move(self, state: ProcessState) -> None:
+        if state not in PROCESS_MOVES[self.state]:
+            raise KernelBug(f"process {self.pid} cannot become {state} while {self.state}")
+        self.state = state
+        if self._running is not None:
+            if state == "suspended":
+                self._running.clear()
+            else:
+                self._running.set()
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.state == "suspended"
+
+    async def wait_running(self) -> None:
+        """Wait while it is suspended."""
+        while self.state == "suspended":
+            if self._running is None:
+                self._running = asyncio.Event()
+            await self._running.wait()
+
+    @property
+    def status(self) -> str:
+        """What a person would say: derived from the state and the open calls."""
+        if self.state != "live":
+            return self.state
+        states = {call.state for call in self.calls.values() if call.name != "tool_next"}
+        tickets = [call.ticket for call in self.calls.values() if call.ticket]
+        if any(ticket.is_running for ticket in tickets):
+            return "running"
+        if "queued" in states:
+            return "ready"
+        return "waiting" if states else "live"
+
+    @property
+    def residency(self) -> str:
+        """Where the KV state of its open generations lies: cells, ram, none."""
+        places = {c.ticket.residency for c in self.calls.values() if c.ticket and c.ticket.sequence}
+        return ",".join(sorted(places))
+
+    def depth(self) -> int:
+        return 0 if self.parent is None else 1 + self.parent.depth()
+
+    def is_within(self, ancestor: Process) -> bool:
+        """Whether it is *ancestor* or a descendant of it."""
+        process: Process | None = self
+        while process is not None:
+            if process is ancestor:
+                return True
+            process = process.parent
+        return False
+
+    def left(self) -> Limits:
+        return self.budget.left()

@@ -1,0 +1,76 @@
+"""The system call table: for each call its handler, its target and how the door treats it.
+
+effect: none (may be made again freely), idempotent (again with the same result), once (never
+twice). target: whose resource it touches: ``self``, ``aid`` (a process, the caller if None) or
+``machine``. waits: a suspended process's call waits until it goes on (all but those that end what
+was begun). charged: it counts against a budget of calls. looks: it only looks; what a person looks
+at leaves no trace (``top`` would fill the journal), what a program reads is kept for its replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from aios.abi import calls as abi
+from aios.abi.messages import Effect
+from aios.kernel.calls import access, agent, context, machine, tools
+from aios.kernel.process import OpenCall, Process
+
+if TYPE_CHECKING:
+    from aios.kernel.kernel import Kernel
+
+Handler = Callable[["Kernel", OpenCall, Process, Any], Awaitable[abi.Reply]]
+Target = Literal["self", "aid", "machine"]
+
+
+class Entry(NamedTuple):
+    handler: Handler
+    target: Target
+    effect: Effect
+    waits: bool = True
+    charged: bool = False
+    looks: bool = False
+
+
+SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
+    # processes
+    abi.GetAid: Entry(agent.sys_get_aid, "self", "none", looks=True),
+    abi.SetAid: Entry(agent.sys_set_aid, "aid", "idempotent"),
+    abi.GetStatus: Entry(agent.sys_get_status, "aid", "none", looks=True),
+    abi.SetStatus: Entry(agent.sys_set_status, "aid", "idempotent"),
+    abi.GetPriority: Entry(agent.sys_get_priority, "aid", "none", looks=True),
+    abi.SetPriority: Entry(agent.sys_set_priority, "aid", "idempotent"),
+    abi.SuspendAgent: Entry(agent.sys_suspend_agent, "aid", "idempotent"),
+    abi.ResumeAgent: Entry(agent.sys_resume_agent, "aid", "idempotent"),
+    abi.SpawnAgent: Entry(agent.sys_spawn_agent, "self", "once", charged=True),
+    abi.ExitAgent: Entry(agent.sys_exit_agent, "self", "once", waits=False),
+    abi.KillAgent: Entry(agent.sys_kill_agent, "aid", "idempotent"),
+    abi.WaitAgent: Entry(agent.sys_wait_agent, "aid", "none"),
+    abi.ListAgents: Entry(agent.sys_list_agents, "self", "none", looks=True),
+    abi.ForkAgent: Entry(agent.sys_fork_agent, "aid", "once", charged=True),
+    abi.SetBudget: Entry(agent.sys_set_budget, "aid", "idempotent"),
+    abi.GetUsage: Entry(agent.sys_get_usage, "aid", "none", looks=True),
+    abi.SendMessage: Entry(agent.sys_send_message, "self", "once", charged=True),
+    abi.RecvMessage: Entry(agent.sys_recv_message, "self", "once"),
+    abi.Record: Entry(agent.sys_record, "self", "idempotent"),
+    # generation and contexts
+    abi.Generate: Entry(context.sys_generate, "self", "idempotent", charged=True),
+    abi.GenSnapshot: Entry(context.sys_gen_snapshot, "aid", "idempotent"),
+    abi.GenRestore: Entry(context.sys_gen_restore, "self", "idempotent", charged=True),
+    abi.GetContext: Entry(context.sys_get_context, "aid", "none", looks=True),
+    # tools
+    abi.ToolRegister: Entry(tools.sys_tool_register, "self", "idempotent"),
+    abi.ToolList: Entry(tools.sys_tool_list, "aid", "none", looks=True),
+    abi.ToolCall: Entry(tools.sys_tool_call, "self", "once", charged=True),
+    abi.ToolNext: Entry(tools.sys_tool_next, "self", "once", waits=False),
+    abi.ToolReturn: Entry(tools.sys_tool_return, "self", "once", waits=False),
+    # what is known of a process, and the machine itself
+    abi.GetTranscript: Entry(machine.sys_get_transcript, "aid", "none", looks=True),
+    abi.GetLog: Entry(machine.sys_get_log, "aid", "none", looks=True),
+    abi.GetScheduler: Entry(machine.sys_get_scheduler, "self", "none", looks=True),
+    abi.SetScheduler: Entry(machine.sys_set_scheduler, "machine", "idempotent"),
+    abi.KeyNew: Entry(access.sys_key_new, "machine", "once"),
+    abi.KeyRevoke: Entry(access.sys_key_revoke, "machine", "idempotent"),
+    abi.KeyList: Entry(access.sys_key_list, "machine", "none", looks=True),
+}

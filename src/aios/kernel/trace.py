@@ -1,0 +1,118 @@
+"""The trace: the one numbered stream of events, and its invariant.
+
+Every start has exactly one end. The trace numbers an event, hands it to the journal together with
+the records that belong to it, and wakes those who follow. Who follows sees only what is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+from aios.abi import events as ev
+from aios.abi.events import Event
+from aios.errors import NotFound
+from aios.ports import Clock, Journal, Record
+
+_STARTS: dict[type[Event], tuple[str, str]] = {
+    ev.CallStarted: ("call", "call"),
+    ev.SliceGranted: ("slice", "call"),
+    ev.ProcessCreated: ("process", "pid"),
+}
+_ENDS: dict[type[Event], tuple[str, str]] = {
+    ev.CallCompleted: ("call", "call"),
+    ev.CallFailed: ("call", "call"),
+    ev.CallCancelled: ("call", "call"),
+    ev.SliceEnded: ("slice", "call"),
+    ev.ProcessEnded: ("process", "pid"),
+}
+
+
+class Trace:
+    """Numbers, journals and shows what happens."""
+
+    def __init__(self, journal: Journal, clock: Clock, last_seq: int) -> None:
+        self._journal, self._clock = journal, clock
+        self.seq = last_seq
+        self._followers: set[asyncio.Event] = set()
+        self._closed = False
+
+    def emit(
+        self, kind: type[Event], pid: int, *records: Record, **fields: Any
+    ) -> asyncio.Future[None]:
+        """Say that something happened; awaiting the answer waits until it is durable."""
+        self.seq += 1
+        event = kind(seq=self.seq, at=self._clock.now(), pid=pid, **fields)
+        for follower in self._followers:
+            follower.set()
+        return self._journal.append((event, *records))
+
+    def record(self, *records: Record) -> asyncio.Future[None]:
+        """Journal what is no event of its own."""
+        return self._journal.append(records)
+
+    def close(self) -> None:
+        """End all who follow."""
+        self._closed = True
+        for follower in self._followers:
+            follower.set()
+
+    async def follow(
+        self, after: int, of: int | None, *, wait: bool, sees: Callable[[Event], bool]
+    ) -> AsyncIterator[Event]:
+        """Events with a number above *after*; with *wait*, those to come as well.
+
+        NotFound when events after that number have been pruned; it names the first one kept.
+        """
+        first = await self._journal.first_seq()
+        if after and after + 1 < first:
+            raise NotFound(
+                f"events after {after} are no longer kept; the first kept is {first}: ask from there."
+            )
+        news = asyncio.Event()
+        self._followers.add(news)
+        try:
+            while True:
+                news.clear()
+                target = self.seq
+                await self._journal.append(())  # all up to here is durable now
+                while after < target:
+                    page = await self._journal.events(after, 1000, of)
+                    for event in page:
+                        after = event.seq
+                        if sees(event):
+                            yield event
+                    if len(page) < 1000:
+                        after = max(after, target)
+                if not wait or self._closed:
+                    return
+                await news.wait()
+        finally:
+            self._followers.discard(news)
+
+
+def check_ends(events: Iterable[Event], open_now: Iterable[tuple[str, Any]] = ()) -> list[str]:
+    """What breaks the rule that every start has exactly one end.
+
+    *open_now* names what may still be without its end, as (kind, id).
+    """
+    started: dict[tuple[str, Any], int] = {}
+    found = []
+    for event in events:
+        if start := _STARTS.get(type(event)):
+            key = (start[0], getattr(event, start[1]))
+            if started.get(key):
+                found.append(f"{key[0]} {key[1]} started again at event {event.seq} before its end")
+            started[key] = event.seq
+        elif end := _ENDS.get(type(event)):
+            key = (end[0], getattr(event, end[1]))
+            if not started.pop(key, None):
+                found.append(f"{key[0]} {key[1]} ended at event {event.seq} without a start")
+    allowed = set(open_now)
+    found += [
+        f"{kind} {name} started at event {seq} and never ended"
+        for (kind, name), seq in started.items()
+        if (kind, name) not in allowed
+    ]
+    return found

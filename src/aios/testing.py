@@ -1,0 +1,429 @@
+"""Fakes that pass the same contract tests as the real thing, for our tests and for yours.
+
+    async with machine(script=["Paris."]) as kernel:
+        pid = kernel.identify(kernel.user_key)
+        reply = await kernel.trap(pid, Generate(messages=(Message("user", "Capital of France?"),)))
+
+ScriptedCore answers from a script, token by token, at once; FakeClock moves when told;
+ScriptedPrograms are coroutines that play OS processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
+from aios.config import Config
+from aios.drivers.clock import SystemClock
+from aios.drivers.journal.memory import MemoryJournal
+from aios.errors import ContextOverflow, CoreFailed, InvalidCall, NotFound
+from aios.kernel.kernel import Kernel
+from aios.ports import (
+    Abilities,
+    Admitted,
+    Clock,
+    Core,
+    Frozen,
+    Journal,
+    Paged,
+    Programs,
+    Prompt,
+    Residency,
+    Slice,
+    SliceResult,
+    Started,
+)
+
+Script = Callable[[Prompt], str] | Sequence[str]
+
+
+def echo(prompt: Prompt) -> str:
+    """The default script: say back the last thing that was said."""
+    return f"You said: {prompt.messages[-1].content}"
+
+
+def example(schema: dict[str, Any]) -> Any:
+    """The smallest plain value that fits a JSON Schema (the common keywords)."""
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return example(schema[key][0])
+    kind = schema.get("type", "object")
+    match kind[0] if isinstance(kind, list) else kind:
+        case "object":
+            wanted = schema.get("required", list(schema.get("properties", {})))
+            return {name: example(schema.get("properties", {}).get(name, {})) for name in wanted}
+        case "array":
+            return [example(schema.get("items", {}))] * schema.get("minItems", 1)
+        case "integer" | "number":
+            return schema.get("minimum", 1)
+        case "boolean":
+            return True
+        case "null":
+            return None
+        case _:
+            return "text".ljust(schema.get("minLength", 0), "x")
+
+
+class _Sequence(Struct):
+    prompt: Prompt
+    prompt_tokens: int
+    answer: list[str]
+    limit: int
+    filled: int = 0
+    made: int = 0
+    resident: bool = True
+    cancelled: bool = False
+
+
+class ScriptedCore:
+    """A core whose answers are written beforehand.
+
+    A token is a word with the space before it. *script* is a function of the prompt, or texts that
+    are given in the order of admission (the last one again when they run out). A schema is answered
+    with its smallest example, a forced tool call likewise. With *gated* every slice waits for
+    ``step``. ``crash`` does what a dying worker does.
+    """
+
+    def __init__(
+        self,
+        script: Script = echo,
+        *,
+        model: str = "scripted",
+        slots: int = 8,
+        context_tokens: int = 8192,
+        chunk: int = 0,
+        gated: bool = False,
+    ) -> None:
+        self.abilities = Abilities(model=model, slots=slots, context_tokens=context_tokens)
+        self._script, self._chunk = script, chunk
+        self._gate = asyncio.Semaphore(0) if gated else None
+        self._sequences: dict[int, _Sequence] = {}
+        self._running: dict[int, asyncio.Future[None]] = {}
+        self._last = self._admitted = 0
+        self._vocabulary: dict[str, int] = {}
+        self.ran: list[int] = []  # which sequence got each slice, for tests of schedulers
+
+    def step(self, slices: int = 1) -> None:
+        """Let this many slices of a gated core run."""
+        assert self._gate is not None, "only a gated core is stepped"
+        for _ in range(slices):
+            self._gate.release()
+
+    def crash(self) -> None:
+        """Every run fails, every sequence is gone."""
+        self._sequences.clear()
+        for run in self._running.values():
+            if not run.done():
+                run.set_exception(CoreFailed("the scripted core crashed, as it was told to."))
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted:
+        words = sum(len(message.content.split()) + 1 for message in prompt.messages)
+        window = self.abilities.context_tokens
+        if words >= window:
+            raise ContextOverflow(
+                f"the prompt has {words} tokens, but the window of {self.abilities.model} is {window}."
+            )
+        limit = min(prompt.sampling.max_tokens or window, window - words)
+        if limit < 1:
+            raise InvalidCall(f"max_tokens must be at least 1, not {limit}.")
+        answer = re.findall(r"\s*\S+", self._answer(prompt, bool(made)))
+        self._last += 1
+        self._sequences[self._last] = _Sequence(
+            prompt, words, answer, limit, filled=words if not self._chunk else 0, made=len(made)
+        )
+        return Admitted(self._last, words, 0, limit)
+
+    def _answer(self, prompt: Prompt, again: bool) -> str:
+        if prompt.schema is not None:
+            return json.dumps(example(prompt.schema))
+        if tool := self._forced(prompt):
+            return tool.arguments
+        if callable(self._script):
+            return self._script(prompt)
+        if not again:
+            self._admitted += 1
+        return self._script[min(self._admitted, len(self._script)) - 1]
+
+    def _forced(self, prompt: Prompt) -> ToolUse | None:
+        if not prompt.tools or prompt.tool_choice in ("auto", "none"):
+            return None
+        named = [t for t in prompt.tools if t.name == prompt.tool_choice] or list(prompt.tools)
+        return ToolUse("call_1", named[0].name, json.dumps(example(named[0].parameters)))
+
+    def _id(self, token: str) -> int:
+        return self._vocabulary.setdefault(token, len(self._vocabulary))
+
+    def _find(self, sequence: int) -> _Sequence:
+        found = self._sequences.get(sequence)
+        if found is None:
+            raise CoreFailed(f"the scripted core has no sequence {sequence}.")
+        return found
+
+    async def run(self, sequence: int, grant: Slice) -> SliceResult:
+        found = self._find(sequence)
+        if self._gate is not None:
+            await self._wait_for_step(sequence)
+            found = self._find(sequence)
+        self.ran.append(sequence)
+        if found.cancelled:
+            return SliceResult(finish_reason="cancelled")
+        found.resident = True
+        if found.filled < found.prompt_tokens:
+            chunk = min(self._chunk, found.prompt_tokens - found.filled)
+            found.filled += chunk
+            return SliceResult(prefilled=chunk, cells=found.filled)
+        end = min(found.made + grant.decode_tokens, found.limit)
+        pieces = found.answer[found.made : end]
+        found.made += len(pieces)
+        reason: FinishReason | None = None
+        if found.made >= len(found.answer):
+            reason = "stop"
+        elif found.made >= found.limit:
+            reason = "length"
+        text = "".join(pieces)
+        before = "".join(found.answer[: found.made - len(pieces)])
+        for stop in found.prompt.sampling.stop:
+            if (at := (before + text).find(stop)) >= 0:
+                text, reason = (before + text)[:at][len(before) :], "stop"
+        calls: tuple[ToolUse, ...] = ()
+        if tool := self._forced(found.prompt):
+            text, calls = "", (tool,) if reason == "stop" else ()
+            reason = "tool_calls" if reason == "stop" else reason
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if found.prompt.sampling.logprobs is not None:
+            logprobs = tuple(TokenLogprob(piece, 0.0) for piece in pieces)
+        return SliceResult(
+            tokens=tuple(self._id(piece) for piece in pieces),
+            text=text,
+            logprobs=logprobs,
+            tool_calls=calls,
+            finish_reason=reason,
+            cells=found.filled + found.made,
+        )
+
+    async def _wait_for_step(self, sequence: int) -> None:
+        assert self._gate is not None
+        crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running[sequence] = crashed
+        gate = asyncio.ensure_future(self._gate.acquire())
+        try:
+            await asyncio.wait({gate, crashed}, return_when=asyncio.FIRST_COMPLETED)
+            if crashed.done():
+                crashed.result()
+        finally:
+            if not gate.done():
+                gate.cancel()
+            del self._running[sequence]
+
+    async def fork(self, sequence: int) -> int:
+        self._last += 1
+        self._sequences[self._last] = msgspec.structs.replace(self._find(sequence))
+        return self._last
+
+    async def page_out(self, sequence: int) -> Paged:
+        found = self._find(sequence)
+        moved = (found.filled + found.made) * 1000 if found.resident else 0
+        found.resident = False
+        return Paged(moved)
+
+    async def page_in(self, sequence: int) -> Paged:
+        found = self._find(sequence)
+        moved = 0 if found.resident else (found.filled + found.made) * 1000
+        found.resident = True
+        return Paged(moved)
+
+    async def freeze(self, sequence: int, path: str) -> Frozen:
+        found = self._find(sequence)
+        data = msgspec.json.encode((self.abilities.model, found))
+        Path(path).write_bytes(data)
+        return Frozen(self.abilities.model, found.prompt_tokens + found.made, len(data))
+
+    async def thaw(self, path: str) -> Admitted:
+        try:
+            model, found = msgspec.json.decode(Path(path).read_bytes(), type=tuple[str, _Sequence])
+        except (OSError, msgspec.DecodeError) as error:
+            raise InvalidCall(f"the snapshot {path} cannot be read: {error}.") from error
+        if model != self.abilities.model:
+            raise InvalidCall(
+                f"the snapshot {path} is of model {model}, not of {self.abilities.model}."
+            )
+        self._last += 1
+        self._sequences[self._last] = found
+        return Admitted(self._last, found.prompt_tokens, 0, found.limit)
+
+    async def cancel(self, sequence: int) -> None:
+        self._find(sequence).cancelled = True
+
+    async def release(self, sequence: int) -> None:
+        self._sequences.pop(sequence, None)
+
+    async def residency(self) -> Residency:
+        used = sum(s.filled + s.made for s in self._sequences.values() if s.resident)
+        return Residency(used, 0, 0, 0, len(self._sequences))
+
+
+class ScriptedCores:
+    """Cores by name; the first is the default."""
+
+    def __init__(self, *cores: Core) -> None:
+        self._cores = {core.abilities.model: core for core in cores}
+        self.default = next(iter(self._cores))
+
+    def names(self) -> list[str]:
+        return list(self._cores)
+
+    async def open(self, name: str) -> Core:
+        core = self._cores.get(name)
+        if core is None:
+            raise NotFound(
+                f"there is no model named {name!r} here; there are {', '.join(self._cores)}."
+            )
+        await core.start()
+        return core
+
+
+class FakeClock:
+    """A clock that stands still until ``advance``."""
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._now = start
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        waker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._now + seconds, waker))
+        await waker
+
+    async def advance(self, seconds: float) -> None:
+        """Move on, waking every sleeper at its own time, in order."""
+        until = self._now + seconds
+        while True:
+            await settle()
+            due = [entry for entry in self._sleepers if entry[0] <= until and not entry[1].done()]
+            if not due:
+                break
+            first = min(due, key=lambda entry: entry[0])
+            self._sleepers.remove(first)
+            self._now = max(self._now, first[0])
+            first[1].set_result(None)
+        self._now = until
+        await settle()
+
+
+async def settle(rounds: int = 50) -> None:
+    """Let every task that can go on do so."""
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+
+
+Program = Callable[[int, dict[str, str]], Awaitable[int]]
+
+
+class ScriptedPrograms:
+    """Programs that are coroutines in this process: argv[0] names one of *programs*."""
+
+    def __init__(self, programs: dict[str, Program] | None = None) -> None:
+        self._programs = programs or {}
+        self._tasks: dict[int, asyncio.Task[int]] = {}
+        self.stopped: set[int] = set()
+
+    async def start(
+        self, pid: int, argv: Sequence[str], cwd: str | None, env: dict[str, str]
+    ) -> Started:
+        program = self._programs.get(argv[0])
+        if program is None:
+            raise InvalidCall(f"there is no program {argv[0]!r} to run; check its path.")
+        self._tasks[pid] = asyncio.ensure_future(program(pid, env))
+        return Started(100_000 + pid, 0.0)
+
+    async def wait(self, pid: int) -> int:
+        task = self._tasks[pid]
+        await asyncio.wait({task})
+        if task.cancelled():
+            return -15
+        return 1 if task.exception() else task.result()
+
+    async def stop(self, pid: int) -> None:
+        self.stopped.add(pid)
+
+    async def cont(self, pid: int) -> None:
+        self.stopped.discard(pid)
+
+    async def kill(self, pid: int, grace_s: float) -> None:
+        if task := self._tasks.get(pid):
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def end_survivor(self, started: Started) -> None: ...
+
+    async def log(self, pid: int, offset: int) -> tuple[str, int]:
+        return "", offset
+
+    async def close(self) -> None:
+        for pid in list(self._tasks):
+            await self.kill(pid, 0)
+
+
+class TestKernel(Kernel):
+    """A kernel with its user's key at hand."""
+
+    __test__ = False
+    user_key: str
+
+
+@asynccontextmanager
+async def machine(
+    script: Script = echo,
+    *,
+    core: Core | None = None,
+    cores: ScriptedCores | None = None,
+    journal: Journal | None = None,
+    programs: Programs | None = None,
+    clock: Clock | None = None,
+    config: Config | None = None,
+    snapshots: Path | None = None,
+) -> AsyncIterator[TestKernel]:
+    """A kernel in this process on fakes (or on what is given), with a user ``ann`` and her key."""
+    kernel = TestKernel(
+        config or Config(),
+        journal or MemoryJournal(),
+        cores or ScriptedCores(core or ScriptedCore(script)),
+        programs or ScriptedPrograms(),
+        clock or SystemClock(),
+        user="ann",
+        snapshots=str(snapshots or "."),
+    )
+    await kernel.start()
+    kernel.user_key = kernel.ensure_user_key("ann", renew=True) or ""
+    try:
+        yield kernel
+    finally:
+        await kernel.close()
+
+
+def user(content: str) -> tuple[Message, ...]:
+    """One message of a user, as ``Generate`` takes it."""
+    return (Message("user", content),)
