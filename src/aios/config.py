@@ -19,12 +19,16 @@ from aios.errors import SetupError
 
 
 class Paths(Struct, frozen=True):
-    """Where things are. AIOS_HOME puts all four under one directory."""
+    """Where things are. AIOS_HOME puts all four under one directory.
+
+    AIOS_MODELS is where models are kept, so that several homes can share them.
+    """
 
     config: Path
     data: Path
     cache: Path
     runtime: Path
+    shared_models: Path | None = None
 
     @property
     def config_file(self) -> Path:
@@ -48,7 +52,7 @@ class Paths(Struct, frozen=True):
 
     @property
     def models(self) -> Path:
-        return self.cache / "models"
+        return self.shared_models or self.cache / "models"
 
     @property
     def socket(self) -> Path:
@@ -57,15 +61,18 @@ class Paths(Struct, frozen=True):
     @classmethod
     def find(cls) -> Paths:
         home = os.environ.get("AIOS_HOME")
+        elsewhere = os.environ.get("AIOS_MODELS")
+        models = Path(elsewhere).expanduser().absolute() if elsewhere else None
         if home:
             root = Path(home).expanduser().absolute()
-            return cls(root / "config", root / "data", root / "cache", root / "run")
+            return cls(root / "config", root / "data", root / "cache", root / "run", models)
         dirs = platformdirs.PlatformDirs("aios", appauthor=False)
         return cls(
             Path(dirs.user_config_dir),
             Path(dirs.user_data_dir),
             Path(dirs.user_cache_dir),
             Path(os.environ.get("XDG_RUNTIME_DIR") or dirs.user_data_dir) / "aios-run",
+            models,
         )
 
 
