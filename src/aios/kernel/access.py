@@ -1,9 +1,9 @@
 """Who may do what to what: the grants table, and the one function that asks it.
 
 A grant is (holder, action, resource, until). Holders are ``pid:7`` and ``user:ann``; an action is
-a call's name or ``*``; resources are ``tree:7`` (process 7 and its descendants), ``user:ann`` (all of
-her processes) and ``machine`` (the scheduler, the keys, the kernel itself). A process is held by its
-own grants and, if it was opened by a user's key, by that user's.
+a call's name or ``*``; resources are ``tree:7`` (process 7 and its descendants), ``user:ann`` (all
+of her processes) and ``machine`` (the scheduler, the keys, the kernel itself). A process acts on
+its own grants and, if it was opened by a user's key, on that user's.
 
 What one may not see is NotFound, not PermissionDenied: the answer must not tell that it exists.
 """

@@ -1,8 +1,8 @@
 """One generation, from its admission to its last token.
 
 The loop: get a slice, journal what it made, show it, again. What was shown is always a prefix
-of what is final, for a slice's tokens are durable before its text leaves the kernel. When the core dies
-the tokens made so far are admitted again, and the same bits follow.
+of what is final, for a slice's tokens are durable before its text leaves the kernel. When the core
+dies the tokens made so far are admitted again, and the same bits follow.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ async def run(
                 lost = await kernel.core_lost(scheduler, error, lost)
                 continue
             if outcome is None:
-                kernel.exhausted(process)
+                kernel.processes.exhausted(process)
                 continue
             result, durable = outcome
             lost = 0 if result.tokens else lost
             progress.add(result)
-            kernel.recheck_budget(process)
+            kernel.processes.recheck_budget(process)
             process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
             if call.on_delta and (result.text or result.finish_reason or result.logprobs):
                 delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
@@ -163,7 +163,7 @@ async def _pay_for_prompt(
         return
     process, wanted = call.process, admitted.prompt_tokens
     while not process.budget.reserve_tokens(wanted, at_least=wanted):
-        kernel.exhausted(process)
+        kernel.processes.exhausted(process)
         await kernel.blocked(call, "budget")
     process.budget.settle_tokens(wanted, wanted)
     progress.prompt_tokens, progress.cached_tokens = wanted, admitted.cached_tokens

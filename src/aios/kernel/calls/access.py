@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 async def sys_key_new(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.KeyNew
 ) -> abi.NewKey:
-    return kernel.issue_key(target.user, request.label[:80], None)
+    return kernel.keys.issue(target.user, request.label[:80], None)
 
 
 async def sys_key_revoke(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.KeyRevoke
 ) -> abi.Done:
-    for hash, row in kernel.keys.items():
+    for row in kernel.keys:
         if row.info.id == request.id and row.info.user == target.user:
-            kernel.revoke_key(hash, target.pid)
+            kernel.keys.revoke(row.hash, target.pid)
             return abi.Done()
     raise NotFound(f"you have no key {request.id!r}; `aios key list` shows them.")
 
@@ -31,4 +31,4 @@ async def sys_key_revoke(
 async def sys_key_list(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.KeyList
 ) -> abi.Keys:
-    return abi.Keys(tuple(r.info for r in kernel.keys.values() if r.info.user == target.user))
+    return abi.Keys(tuple(r.info for r in kernel.keys if r.info.user == target.user))

@@ -26,14 +26,14 @@ async def sys_get_aid(
 async def sys_set_aid(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.SetAid
 ) -> abi.Aid:
-    kernel.renumber(target, request.aid)
+    kernel.processes.renumber(target, request.aid)
     return abi.Aid(target.pid)
 
 
 async def sys_get_status(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GetStatus
 ) -> abi.Status:
-    return kernel.status(target)
+    return kernel.processes.status(target)
 
 
 async def sys_set_status(
@@ -42,10 +42,10 @@ async def sys_set_status(
     if request.note is not None:
         target.note = request.note[:200]
     if request.status == "suspended":
-        kernel.suspend(target, "user")
+        kernel.processes.suspend(target, "user")
     elif request.status == "running":
         _resume(kernel, target)
-    return kernel.status(target)
+    return kernel.processes.status(target)
 
 
 async def sys_get_priority(
@@ -59,7 +59,9 @@ async def sys_set_priority(
 ) -> abi.Priority:
     _may_have(call.process, target.parent, request.priority)
     target.priority = request.priority
-    kernel.trace.emit(ev.PriorityChanged, target.pid, kernel.row(target), priority=request.priority)
+    kernel.trace.emit(
+        ev.PriorityChanged, target.pid, kernel.processes.row(target), priority=request.priority
+    )
     for scheduler in kernel.schedulers.values():
         scheduler.wake(target)
     return abi.Priority(target.pid, target.priority)
@@ -78,15 +80,15 @@ def _may_have(caller: Process, parent: Process | None, priority: int) -> None:
 async def sys_suspend_agent(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.SuspendAgent
 ) -> abi.Status:
-    kernel.suspend(target, "user")
-    return kernel.status(target)
+    kernel.processes.suspend(target, "user")
+    return kernel.processes.status(target)
 
 
 async def sys_resume_agent(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.ResumeAgent
 ) -> abi.Status:
     _resume(kernel, target)
-    return kernel.status(target)
+    return kernel.processes.status(target)
 
 
 def _resume(kernel: Kernel, target: Process) -> None:
@@ -96,7 +98,7 @@ def _resume(kernel: Kernel, target: Process) -> None:
             f"process {target.pid} is suspended for another reason: {why}"
             + (f"; `aios budget set {target.pid} …` lets it go on." if why == "budget" else ".")
         )
-    kernel.resume(target, "user")
+    kernel.processes.resume(target, "user")
 
 
 async def sys_spawn_agent(
@@ -109,11 +111,11 @@ async def sys_spawn_agent(
     if request.model is not None:
         kernel.model_for(target, request.model)
     _check_limits(request.budget)
-    process = kernel.create(target.user, target, request)
-    key = kernel.issue_key(target.user, f"process {process.pid}", process)
+    process = kernel.processes.create(target.user, target, request)
+    key = kernel.keys.issue(target.user, f"process {process.pid}", process)
     if not request.argv:
         return abi.Spawned(process.pid, key.key)
-    await kernel.launch(process, key.key)
+    await kernel.processes.launch(process, key.key)
     return abi.Spawned(process.pid)
 
 
@@ -130,14 +132,14 @@ async def sys_exit_agent(
     target.exit_status, target.result = request.exit_status, request.result
     target.exit_reason = request.reason or f"exited with status {request.exit_status}"
     if target.os is None:  # nothing else would tell that it is over
-        kernel.ended(target, request.exit_status, target.exit_reason)
+        kernel.processes.ended(target, request.exit_status, target.exit_reason)
     return abi.Done()
 
 
 async def sys_kill_agent(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.KillAgent
 ) -> abi.Exit:
-    await kernel.kill(target, request.reason)
+    await kernel.processes.kill(target, request.reason)
     return _exit(target)
 
 
@@ -155,7 +157,7 @@ async def sys_wait_agent(
             if over in target.waiters:
                 target.waiters.remove(over)
     if request.reap and target.parent is call.process:
-        kernel.reap(target)
+        kernel.processes.reap(target)
     return _exit(target)
 
 
@@ -172,8 +174,8 @@ async def sys_list_agents(
     now = kernel.clock.now()
     return abi.Processes(
         tuple(
-            kernel.status(process)
-            for process in kernel.processes.values()
+            kernel.processes.status(process)
+            for process in kernel.processes
             if (request.all or process.state != "zombie")
             and access.sees(kernel.grants, target, process, now)
         )
@@ -192,8 +194,8 @@ async def sys_fork_agent(
         wrap_model=target.wrap_model,
         note=f"fork of {target.pid}",
     )
-    process = kernel.create(target.user, target, spawned)
-    key = kernel.issue_key(target.user, f"process {process.pid}", process)
+    process = kernel.processes.create(target.user, target, spawned)
+    key = kernel.keys.issue(target.user, f"process {process.pid}", process)
     for context in target.contexts.values():
         process.contexts[context.name] = context.copy()
         kernel.trace.record(
@@ -219,20 +221,20 @@ async def sys_set_budget(
     kernel.trace.emit(
         ev.BudgetChanged,
         target.pid,
-        kernel.row(target),
+        kernel.processes.row(target),
         tokens=left.tokens,
         seconds=left.seconds,
         calls=left.calls,
     )
     if not had_seconds and request.budget.seconds is not None and target.state != "new":
-        kernel.count_seconds(target)
-    for process in list(kernel.processes.values()):  # it, and those below that it held up
+        kernel.processes.count_seconds(target)
+    for process in kernel.processes:  # it, and those below that it held up
         if (
             "budget" in process.reasons
             and process.is_within(target)
             and process.budget.exhausted() is None
         ):
-            kernel.resume(process, "budget")
+            kernel.processes.resume(process, "budget")
     return abi.UsageReport(target.pid, target.usage, left)
 
 
@@ -275,7 +277,7 @@ def _addressee(kernel: Kernel, sender: Process, to: int | str) -> Process:
     if isinstance(to, int):
         found = [p for p in (kernel.processes.get(to),) if p is not None]
     else:
-        found = [p for p in kernel.processes.values() if p.program == to]
+        found = [p for p in kernel.processes if p.program == to]
     found = [p for p in found if p.user == sender.user and p.state != "zombie"]
     if not found:
         raise NotFound(f"there is no living process {to!r} to send to.")

@@ -1,0 +1,380 @@
+"""The process table: how processes come to be, stop, go on and end.
+
+The table owns the processes; what else must hear of a change (the trace, the schedulers, the keys)
+is told here, so that no caller can forget one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aios.abi import events as ev
+from aios.abi import wire
+from aios.abi.calls import Reason, SpawnAgent, Status
+from aios.errors import (
+    AiosError,
+    BudgetExhausted,
+    Cancelled,
+    Conflict,
+    Killed,
+    QueueFull,
+)
+from aios.kernel import access
+from aios.kernel.process import Process
+from aios.ports import Forget, GrantRow, ProcessRow
+
+if TYPE_CHECKING:
+    from aios.kernel.kernel import Kernel
+
+RESTARTS = 3  # of a program that asks for restart on-crash
+
+
+class Processes:
+    """All processes of a kernel, by number."""
+
+    def __init__(self, kernel: Kernel, last_pid: int) -> None:
+        self._kernel = kernel
+        self.table: dict[int, Process] = {}
+        self._last_pid = last_pid
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(list(self.table.values()))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def get(self, pid: int) -> Process | None:
+        return self.table.get(pid)
+
+    def find(self, pid: int) -> Process:
+        process = self.table.get(pid)
+        if process is None:
+            raise access.no_process(pid)
+        return process
+
+    def create(self, user: str, parent: Process | None, spawned: SpawnAgent) -> Process:
+        """A NEW process with its grant; QueueFull or InvalidCall where a limit says no."""
+        limits = self._kernel.config.kernel
+        if parent is not None:
+            living = sum(1 for child in parent.children.values() if child.state != "zombie")
+            if living >= limits.children and parent.parent is not None:
+                raise QueueFull(
+                    f"process {parent.pid} has {living} children, which is the limit; wait for some."
+                )
+            if parent.depth() + 1 > limits.depth:
+                raise QueueFull(
+                    f"process {parent.pid} is {limits.depth} deep, which is the limit for a child."
+                )
+        if len(self.table) >= limits.processes:
+            living = sum(1 for p in self.table.values() if p.state != "zombie" and p.user == user)
+            if living >= limits.processes:
+                raise QueueFull(
+                    f"user {user} has {living} processes, which is the limit; end some."
+                )
+        self._last_pid += 1
+        process = Process(self._last_pid, user, parent, spawned, self._kernel.clock.now())
+        if parent is not None:
+            process.priority = parent.priority if spawned.priority is None else spawned.priority
+            process.rights = parent.rights
+            process.model = spawned.model or parent.model
+            parent.children[process.pid] = process
+        if spawned.rights is not None:
+            wanted = frozenset(spawned.rights)
+            process.rights = wanted if process.rights is None else wanted & process.rights
+        self.table[process.pid] = process
+        own = GrantRow(f"pid:{process.pid}", access.ANY, f"tree:{process.pid}")
+        self._kernel.grants.add(own)
+        self._kernel.trace.emit(
+            ev.ProcessCreated,
+            process.pid,
+            own,
+            self.row(process),
+            parent=parent.pid if parent else None,
+            program=process.program,
+        )
+        return process
+
+    def row(self, process: Process) -> ProcessRow:
+        return ProcessRow(
+            pid=process.pid,
+            user=process.user,
+            parent=process.parent.pid if process.parent else None,
+            program=process.program,
+            state=process.state,
+            reasons=tuple(sorted(process.reasons)),
+            priority=process.priority,
+            os_pid=process.os.os_pid if process.os else None,
+            os_started=process.os.os_started if process.os else None,
+            created_at=process.created,
+            ended_at=process.ended,
+            exit_status=process.exit_status,
+            detail=wire.encode(msgspec.structs.replace(process.spawned, env={})),
+        )
+
+    def status(self, process: Process) -> Status:
+        calls = tuple(
+            f"{c.id} {c.name} {c.state}" for c in process.calls.values() if c.name != "get_status"
+        )
+        return Status(
+            aid=process.pid,
+            user=process.user,
+            parent=process.parent.pid if process.parent else None,
+            program=process.program,
+            status=process.status,
+            state=process.state,
+            reasons=tuple(sorted(process.reasons)),
+            note=process.note,
+            priority=process.priority,
+            model=process.model or self._kernel.cores.default,
+            usage=process.usage,
+            budget=process.left(),
+            residency=process.residency,
+            open_calls=calls,
+            contexts=tuple(process.contexts),
+            children=tuple(process.children),
+            task=process.task,
+            argv=process.argv,
+            os_pid=process.os.os_pid if process.os else None,
+            exit_status=process.exit_status,
+            exit_reason=process.exit_reason,
+            result=process.result,
+            created_at=process.created,
+            started_at=process.started,
+            ended_at=process.ended,
+        )
+
+    def go_live(self, process: Process) -> None:
+        process.move("live")
+        process.started = self._kernel.clock.now()
+        if process.budget.seconds is not None:
+            self.count_seconds(process)
+        self._kernel.trace.emit(
+            ev.ProcessStarted,
+            process.pid,
+            self.row(process),
+            os_pid=process.os.os_pid if process.os else None,
+        )
+
+    async def launch(self, process: Process, key: str) -> None:
+        """Start a process's program; InvalidCall if it cannot be started (the process ends)."""
+        spawned = process.spawned
+        env = {**(spawned.env or self._kernel.base_env), **self._environment(process, key)}
+        try:
+            process.os = await self._kernel.programs.start(
+                process.pid, spawned.argv, spawned.cwd, env
+            )
+        except AiosError as error:
+            if process.state != "zombie":
+                self.ended(process, 127, error.message)
+            raise
+        if process.state == "zombie":  # killed while it was being started
+            await self._kernel.programs.kill(process.pid, 0)
+            return
+        if process.state == "new":
+            self.go_live(process)
+        self._kernel.spawn_task(self._watch(process, key))
+
+    def _environment(self, process: Process, key: str) -> dict[str, str]:
+        env = {
+            "AIOS_KEY": key,
+            "AIOS_PID": str(process.pid),
+            "AIOS_TASK": process.task,
+            "AIOS_PROGRAM": process.program,
+            "OPENAI_API_KEY": key,
+            "OPENAI_CUSTOM_HEADERS": f"X-Session-ID: {process.pid}",
+            "OPENAI_AGENTS_DISABLE_TRACING": "1",
+        }
+        if self._kernel.socket:
+            env["AIOS_URL"] = f"unix:{self._kernel.socket}"
+        if self._kernel.base_url:
+            env |= {
+                "OPENAI_BASE_URL": f"{self._kernel.base_url}/v1",
+                "OPENAI_API_BASE": f"{self._kernel.base_url}/v1",
+            }
+            env.setdefault("AIOS_URL", self._kernel.base_url)
+        return env
+
+    async def _watch(self, process: Process, key: str) -> None:
+        """Until its program has ended; starts it again if it asked for that."""
+        while True:
+            status = await self._kernel.programs.wait(process.pid)
+            if process.state == "zombie":
+                return
+            if status == 0 or process.spawned.restart == "never" or process.restarts >= RESTARTS:
+                break
+            process.restarts += 1
+            for call in list(process.calls.values()):
+                call.end(Cancelled("its program crashed and is started again"))
+            env = {
+                **(process.spawned.env or self._kernel.base_env),
+                **self._environment(process, key),
+            }
+            process.os = await self._kernel.programs.start(
+                process.pid, process.spawned.argv, process.spawned.cwd, env
+            )
+        how = f"exited with status {status}" if status >= 0 else f"ended by signal {-status}"
+        if process.exit_status is None:
+            process.exit_status = status
+        self.ended(process, status, process.exit_reason or how)
+
+    def count_seconds(self, process: Process) -> None:
+        """Start booking seconds against a budget that has some."""
+        self._kernel.spawn_task(self._count_seconds(process))
+
+    async def _count_seconds(self, process: Process) -> None:
+        """Book the seconds in which a process lives and is not suspended; stop it at the cap."""
+        while process.state != "zombie":
+            await process.wait_running()
+            left = process.budget.seconds_left()
+            if left is None:
+                return
+            began = self._kernel.clock.monotonic()
+            await self._kernel.clock.sleep(min(0.5, max(left, 0.001)))
+            if process.state == "live":
+                process.budget.spend_seconds(self._kernel.clock.monotonic() - began)
+                if not process.budget.seconds:
+                    self.exhausted(process, stop=True)
+
+    def suspend(self, process: Process, reason: Reason) -> None:
+        """No new slice, no new call; its program is stopped. Idempotent."""
+        if process.state not in ("live", "suspended"):
+            raise Conflict(
+                f"process {process.pid} cannot be suspended while it is {process.state}."
+            )
+        if reason in process.reasons:
+            return
+        process.reasons.add(reason)
+        if process.state == "live":
+            process.move("suspended")
+            if process.os is not None:
+                self._kernel.spawn_task(self._kernel.programs.stop(process.pid))
+            for scheduler in self._kernel.schedulers.values():
+                scheduler.park(process)
+        self._kernel.trace.emit(ev.ProcessSuspended, process.pid, self.row(process), reason=reason)
+
+    def resume(self, process: Process, reason: Reason) -> None:
+        """Take one reason away; with the last one the process goes on. Idempotent."""
+        if process.state not in ("live", "suspended"):
+            raise Conflict(f"process {process.pid} cannot be resumed while it is {process.state}.")
+        if reason not in process.reasons:
+            return
+        process.reasons.discard(reason)
+        if not process.reasons:
+            process.move("live")
+            if process.os is not None:
+                self._kernel.spawn_task(self._kernel.programs.cont(process.pid))
+            for scheduler in self._kernel.schedulers.values():
+                scheduler.wake(process)
+        self._kernel.trace.emit(ev.ProcessResumed, process.pid, self.row(process), reason=reason)
+
+    def exhausted(self, process: Process, stop: bool = False) -> None:
+        """At the cap: suspend the process, or fail the call if it asked for that."""
+        what = process.budget.exhausted() or "tokens"
+        if process.on_exhausted == "fail":
+            error = BudgetExhausted(
+                f"process {process.pid} has no {what} left in its budget; "
+                f"give it more with `aios budget set {process.pid} {what}=N`."
+            )
+            if not stop:
+                raise error
+            for call in list(process.calls.values()):
+                call.end(error)
+            return
+        self.suspend(process, "budget")
+
+    def recheck_budget(self, process: Process) -> None:
+        """After tokens were given back: what stopped only because they were held goes on."""
+        if "budget" in process.reasons and process.budget.exhausted() is None:
+            self.resume(process, "budget")
+
+    async def kill(self, process: Process, reason: str) -> None:
+        """End a process and its descendants, children first."""
+        for child in list(process.children.values()):
+            await self.kill(child, reason)
+        if process.state == "zombie":
+            return
+        had_program = process.os is not None
+        self.ended(process, -15, reason)
+        if had_program:
+            await self._kernel.programs.kill(process.pid, self._kernel.config.kernel.kill_grace_s)
+
+    def ended(self, process: Process, status: int, reason: str) -> None:
+        """A process is over: its calls, rights and mail go, its children are its user's login's."""
+        if process.state == "zombie":
+            return
+        process.exit_status = status if process.exit_status is None else process.exit_status
+        process.exit_reason = process.exit_reason or reason
+        process.ended = self._kernel.clock.now()
+        process.reasons.clear()
+        process.move("zombie")
+        me = asyncio.current_task()
+        for call in list(process.calls.values()):
+            if call.task is not me:
+                call.end(Killed(f"process {process.pid} has ended: {reason}."))
+        process.mailbox.clear()
+        process.contexts.clear()
+        self._kernel.grants.drop(f"pid:{process.pid}")
+        self._kernel.keys.revoke_of(process)
+        self._hand_over_children(process)
+        self._kernel.trace.emit(
+            ev.ProcessEnded,
+            process.pid,
+            self.row(process),
+            exit_status=process.exit_status,
+            reason=process.exit_reason,
+        )
+        for waiter in process.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        process.waiters.clear()
+        self._kernel.spawn_task(self._reap_later(process))
+
+    def _hand_over_children(self, process: Process) -> None:
+        heir = process.parent if process.parent and process.parent.state != "zombie" else None
+        login = self._kernel.keys.login_of(process.user)
+        if login is not None and login is not process:
+            heir = login
+        for child in list(process.children.values()):
+            if child.state != "zombie" and heir is not None:
+                del process.children[child.pid]
+                child.parent = heir
+                heir.children[child.pid] = child
+
+    async def _reap_later(self, process: Process) -> None:
+        await self._kernel.clock.sleep(self._kernel.config.kernel.zombie_s)
+        self.reap(process)
+
+    def reap(self, process: Process) -> None:
+        """Forget a zombie."""
+        if self.table.get(process.pid) is not process or process.state != "zombie":
+            return
+        del self.table[process.pid]
+        if process.parent is not None:
+            process.parent.children.pop(process.pid, None)
+        self._kernel.trace.emit(ev.ProcessReaped, process.pid, Forget(process.pid))
+
+    def renumber(self, process: Process, aid: int) -> None:
+        if process.state != "new":
+            raise Conflict(
+                f"process {process.pid} has run already; only a new one can get another number."
+            )
+        if aid < 1 or aid in self.table:
+            raise Conflict(f"the number {aid} is taken or not above 0; choose a free one.")
+        old = process.pid
+        del self.table[old]
+        self._kernel.grants.drop(f"pid:{old}")
+        process.pid = aid
+        self._last_pid = max(self._last_pid, aid)
+        self.table[aid] = process
+        if process.parent is not None:
+            process.parent.children.pop(old, None)
+            process.parent.children[aid] = process
+        own = self._kernel.grants.add(GrantRow(f"pid:{aid}", access.ANY, f"tree:{aid}"))
+        rows = self._kernel.keys.renumber(old, aid)
+        self._kernel.trace.emit(
+            ev.AidChanged, old, Forget(old), own, *rows, self.row(process), aid=aid
+        )
