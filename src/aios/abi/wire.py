@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any, TypeVar, Union
 
@@ -12,7 +13,11 @@ from aios.abi.events import EVENTS, Event
 from aios.errors import InvalidCall
 
 T = TypeVar("T")
+DEPTH = 128  # of nested arrays and objects: far below where an encoder's recursion ends
+
 _encoder = msgspec.json.Encoder()
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 def encode(value: Any) -> bytes:
@@ -35,6 +40,18 @@ def _events() -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(Union[EVENTS])  # noqa: UP007 (built at run time)
 
 
+def check_depth(data: bytes | str) -> None:
+    """InvalidCall for JSON nested deeper than DEPTH."""
+    raw = data.encode(errors="replace") if isinstance(data, str) else data
+    if raw.count(b"[") + raw.count(b"{") <= DEPTH:
+        return  # nearly always
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", raw)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > DEPTH:
+            raise InvalidCall(f"the data is nested deeper than {DEPTH} levels: send it flatter.")
+
+
 def decode(data: bytes | str, kind: type[T]) -> T:
     """*data* as a *kind*; InvalidCall says what does not fit."""
     try:
@@ -45,6 +62,7 @@ def decode(data: bytes | str, kind: type[T]) -> T:
 
 def decode_call(data: bytes | str) -> Call:
     """A system call from its JSON, the name under ``call``."""
+    check_depth(data)
     try:
         return _calls().decode(data)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
