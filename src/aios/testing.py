@@ -138,7 +138,8 @@ class ScriptedCore:
         window = self.abilities.context_tokens
         if words >= window:
             raise ContextOverflow(
-                f"the prompt has {words} tokens, but the window of {self.abilities.model} is {window}."
+                f"the prompt has {words} tokens, "
+                f"but the window of {self.abilities.model} is {window}."
             )
         limit = min(prompt.sampling.max_tokens or window, window - words)
         if limit < 1:
@@ -224,7 +225,8 @@ class ScriptedCore:
         self._running[sequence] = crashed
         gate = asyncio.ensure_future(self._gate.acquire())
         try:
-            await asyncio.wait({gate, crashed}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {gate, crashed}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if crashed.done():
                 crashed.result()
         finally:
@@ -252,12 +254,13 @@ class ScriptedCore:
     async def freeze(self, sequence: int, path: str) -> Frozen:
         found = self._find(sequence)
         data = msgspec.json.encode((self.abilities.model, found))
-        Path(path).write_bytes(data)
+        await asyncio.to_thread(Path(path).write_bytes, data)
         return Frozen(self.abilities.model, found.prompt_tokens + found.made, len(data))
 
     async def thaw(self, path: str) -> Admitted:
         try:
-            model, found = msgspec.json.decode(Path(path).read_bytes(), type=tuple[str, _Sequence])
+            data = await asyncio.to_thread(Path(path).read_bytes)
+            model, found = msgspec.json.decode(data, type=tuple[str, _Sequence])
         except (OSError, msgspec.DecodeError) as error:
             raise InvalidCall(f"the snapshot {path} cannot be read: {error}.") from error
         if model != self.abilities.model:

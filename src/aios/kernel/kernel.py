@@ -403,7 +403,8 @@ class Kernel:
             sequences = sum(1 for t in scheduler.tickets if t.sequence is not None)
             if residency.sequences > sequences and not scheduler.tickets:
                 found.append(
-                    f"{scheduler.name} holds {residency.sequences} sequences for {sequences} generations"
+                    f"{scheduler.name} holds {residency.sequences} sequences "
+                    f"for {sequences} generations"
                 )
         return found
 

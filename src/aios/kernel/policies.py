@@ -13,8 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from aios.errors import InvalidCall
+
 if TYPE_CHECKING:
     from aios.kernel.scheduler import Ticket
+
+MAX_QUANTUM = 4096  # decoded tokens: longer slices would make suspending and killing slow
 
 Rank = tuple[float, int]
 Policy = Callable[["Ticket", float], Rank]
@@ -36,3 +40,12 @@ def priority(ticket: Ticket, ageing_s: float) -> Rank:
 
 
 POLICIES: dict[str, Policy] = {"fifo": fifo, "round_robin": round_robin, "priority": priority}
+
+
+def check(policy: str | None, quantum: int | None) -> None:
+    """InvalidCall for a policy that is not there, or a quantum out of range."""
+    if policy is not None and policy not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise InvalidCall(f"there is no scheduling policy named {policy!r}; choose one of {known}.")
+    if quantum is not None and not 1 <= quantum <= MAX_QUANTUM:
+        raise InvalidCall(f"the quantum must be 1 to {MAX_QUANTUM} tokens, not {quantum}.")

@@ -59,11 +59,11 @@ class Processes:
     def create(self, user: str, parent: Process | None, spawned: SpawnAgent) -> Process:
         """A NEW process with its grant; QueueFull or InvalidCall where a limit says no."""
         limits = self._kernel.config.kernel
-        if parent is not None:
+        if parent is not None and parent.parent is not None:  # a login may have any number
             living = sum(1 for child in parent.children.values() if child.state != "zombie")
-            if living >= limits.children and parent.parent is not None:
+            if living >= limits.children:
                 raise QueueFull(
-                    f"process {parent.pid} has {living} children, which is the limit; wait for some."
+                    f"process {parent.pid} has {living} children, the limit; wait for some to end."
                 )
             if parent.depth() + 1 > limits.depth:
                 raise QueueFull(

@@ -22,7 +22,7 @@ from aios.abi import events as ev
 from aios.abi.calls import SchedulerReport
 from aios.errors import InvalidCall, QueueFull
 from aios.kernel.context import to_page_out
-from aios.kernel.policies import POLICIES, Rank
+from aios.kernel.policies import POLICIES, Rank, check
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.trace import Trace
 from aios.ports import Clock, Core, Slice, SliceResult, TokensRow
@@ -330,13 +330,7 @@ class Scheduler:
 
     def set(self, policy: str | None, quantum: int | None) -> None:
         """Change policy and quantum at once; those in line get their new rank."""
-        if policy is not None and policy not in POLICIES:
-            known = ", ".join(POLICIES)
-            raise InvalidCall(
-                f"there is no scheduling policy named {policy!r}; choose one of {known}."
-            )
-        if quantum is not None and not 1 <= quantum <= 4096:
-            raise InvalidCall(f"the quantum must be 1 to 4096 tokens, not {quantum}.")
+        check(policy, quantum)
         self.policy = policy or self.policy
         self.quantum = quantum or self.quantum
         for ticket in self.tickets:

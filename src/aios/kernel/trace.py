@@ -68,7 +68,7 @@ class Trace:
         first = await self._journal.first_seq()
         if after and after + 1 < first:
             raise NotFound(
-                f"events after {after} are no longer kept; the first kept is {first}: ask from there."
+                f"events after {after} are no longer kept; the first is {first}: ask from there."
             )
         news = asyncio.Event()
         self._followers.add(news)

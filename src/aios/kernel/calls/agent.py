@@ -73,7 +73,8 @@ def _may_have(caller: Process, parent: Process | None, priority: int) -> None:
         raise InvalidCall(f"a priority is -20 (first) to 19 (last), not {priority}.")
     if parent is not None and priority < parent.priority and caller.parent is not None:
         raise PermissionDenied(
-            f"process {caller.pid} may not set priority {priority}, ahead of its parent's {parent.priority}."
+            f"process {caller.pid} may not set priority {priority}, "
+            f"ahead of its parent's {parent.priority}."
         )
 
 
@@ -261,7 +262,8 @@ async def sys_send_message(
     ):
         raise QueueFull(
             f"the mailbox of process {receiver.pid} is full "
-            f"({len(receiver.mailbox)} messages, {receiver.mail_size} bytes); it must receive some first."
+            f"({len(receiver.mailbox)} messages, {receiver.mail_size} bytes); "
+            "it must receive some first."
         )
     receiver.seen_mail.add(mail.id)
     receiver.mailbox.append(mail)

@@ -9,7 +9,7 @@ import msgspec
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.errors import InvalidCall
-from aios.kernel.policies import POLICIES
+from aios.kernel.policies import POLICIES, check
 from aios.kernel.process import OpenCall, Process
 from aios.ports import CallHistory
 
@@ -58,12 +58,7 @@ async def sys_get_scheduler(
 async def sys_set_scheduler(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.SetScheduler
 ) -> abi.SchedulerReport:
-    if request.policy is not None and request.policy not in POLICIES:
-        raise InvalidCall(
-            f"there is no scheduling policy named {request.policy!r}; choose one of {', '.join(POLICIES)}."
-        )
-    if request.quantum is not None and not 1 <= request.quantum <= 4096:
-        raise InvalidCall(f"the quantum must be 1 to 4096 tokens, not {request.quantum}.")
+    check(request.policy, request.quantum)
     kernel.policy = request.policy or kernel.policy
     kernel.quantum = request.quantum or kernel.quantum
     for scheduler in kernel.schedulers.values():
