@@ -24,6 +24,7 @@ from aios.errors import (
     AiosError,
     Cancelled,
     CoreFailed,
+    DriverError,
     InvalidCall,
     NotFound,
     TimedOut,
@@ -32,7 +33,7 @@ from aios.kernel import access
 from aios.kernel.generation import LOST_IN_A_ROW
 from aios.kernel.keys import Keys
 from aios.kernel.process import OpenCall, Process
-from aios.kernel.processes import Processes
+from aios.kernel.processes import STOPPED, Processes
 from aios.kernel.scheduler import Scheduler
 from aios.kernel.table import SYSTEM_CALLS
 from aios.kernel.trace import Trace
@@ -41,7 +42,6 @@ from aios.ports import (
     CallRow,
     Clock,
     Cores,
-    Forget,
     GrantRow,
     Image,
     Journal,
@@ -100,28 +100,13 @@ class Kernel:
             if row.os_pid is not None and row.os_started is not None and row.state != "zombie":
                 await self.programs.end_survivor(Started(row.os_pid, row.os_started))
         now = self.clock.now()
-        open_of: dict[int, list[CallRow]] = {}
         for call in image.open_calls:
-            open_of.setdefault(call.pid, []).append(call)
+            end = CallEnd(call.id, "cancelled", now, None, STOPPED)
+            self.trace.emit(
+                ev.CallCancelled, call.pid, end, call=call.id, name=call.name, reason=STOPPED
+            )
         for row in image.processes:
-            for call in open_of.pop(row.pid, []):
-                end = CallEnd(call.id, "cancelled", now, None, "the kernel stopped")
-                self.trace.emit(
-                    ev.CallCancelled,
-                    row.pid,
-                    end,
-                    call=call.id,
-                    name=call.name,
-                    reason="the kernel stopped",
-                )
-            if row.state != "zombie":
-                self.trace.emit(
-                    ev.ProcessEnded,
-                    row.pid,
-                    Forget(row.pid),
-                    exit_status=-1,
-                    reason="the kernel stopped",
-                )
+            self.processes.restore(row, now)
         user = f"user:{self.user}"
         rights = [
             self.grants.add(GrantRow(user, access.ANY, user)),
@@ -373,8 +358,11 @@ class Kernel:
             states[process.state] = states.get(process.state, 0) + 1
         cores = {}
         for name, scheduler in self.schedulers.items():
-            residency = await scheduler.core.residency()
-            cores[name] = {**wire.plain(residency), **wire.plain(scheduler.report())}
+            cores[name] = wire.plain(scheduler.report())
+            try:
+                cores[name] |= wire.plain(await scheduler.core.residency())
+            except DriverError as error:  # it is being started again
+                cores[name]["error"] = error.message
         return {
             "version": VERSION,
             "uptime_s": round(self.clock.monotonic() - self._began, 3),
@@ -399,7 +387,11 @@ class Kernel:
                     found.append(f"{call!r} is open but nobody waits in it")
         for scheduler in self.schedulers.values():
             found += scheduler.check()
-            residency = await scheduler.core.residency()
+            try:
+                residency = await scheduler.core.residency()
+            except DriverError as error:
+                found.append(f"{scheduler.name} does not answer: {error.message}")
+                continue
             sequences = sum(1 for t in scheduler.tickets if t.sequence is not None)
             if residency.sequences > sequences and not scheduler.tickets:
                 found.append(

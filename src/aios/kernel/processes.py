@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from aios.abi import events as ev
 from aios.abi import wire
 from aios.abi.calls import Reason, SpawnAgent, Status
+from aios.abi.messages import Usage
 from aios.errors import (
     AiosError,
     BudgetExhausted,
@@ -30,7 +32,18 @@ from aios.ports import Forget, GrantRow, ProcessRow
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
+STOPPED = "the kernel stopped"
 RESTARTS = 3  # of a program that asks for restart on-crash
+
+
+class Kept(Struct):
+    """What the journal keeps of a process beside its columns; never its environment."""
+
+    spawned: SpawnAgent
+    usage: Usage
+    started: float | None
+    result: str | None
+    exit_reason: str
 
 
 class Processes:
@@ -98,6 +111,33 @@ class Processes:
         )
         return process
 
+    def restore(self, row: ProcessRow, now: float) -> None:
+        """What a dead kernel left: a zombie that can still be asked about; logins are forgotten."""
+        kept = wire.decode(row.detail, Kept)
+        trace = self._kernel.trace
+        if row.parent is None:
+            if row.state != "zombie":
+                trace.emit(
+                    ev.ProcessEnded, row.pid, Forget(row.pid), exit_status=-1, reason=STOPPED
+                )
+            return
+        process = Process(row.pid, row.user, None, kept.spawned, row.created_at)
+        process.priority, process.usage, process.result = row.priority, kept.usage, kept.result
+        process.started, process.exit_reason = kept.started, kept.exit_reason or STOPPED
+        process.exit_status = -1 if row.exit_status is None else row.exit_status
+        process.ended = row.ended_at or now
+        process.state = "zombie"
+        self.table[row.pid] = process
+        if row.state != "zombie":
+            trace.emit(
+                ev.ProcessEnded,
+                row.pid,
+                self.row(process),
+                exit_status=process.exit_status,
+                reason=process.exit_reason,
+            )
+        self._kernel.spawn_task(self._reap_later(process))
+
     def row(self, process: Process) -> ProcessRow:
         return ProcessRow(
             pid=process.pid,
@@ -112,7 +152,15 @@ class Processes:
             created_at=process.created,
             ended_at=process.ended,
             exit_status=process.exit_status,
-            detail=wire.encode(msgspec.structs.replace(process.spawned, env={})),
+            detail=wire.encode(
+                Kept(
+                    msgspec.structs.replace(process.spawned, env={}),
+                    process.usage,
+                    process.started,
+                    process.result,
+                    process.exit_reason,
+                )
+            ),
         )
 
     def status(self, process: Process) -> Status:
@@ -345,7 +393,8 @@ class Processes:
                 heir.children[child.pid] = child
 
     async def _reap_later(self, process: Process) -> None:
-        await self._kernel.clock.sleep(self._kernel.config.kernel.zombie_s)
+        over = (process.ended or 0.0) + self._kernel.config.kernel.zombie_s
+        await self._kernel.clock.sleep(max(0.0, over - self._kernel.clock.now()))
         self.reap(process)
 
     def reap(self, process: Process) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from aios.abi import events as ev
 from aios.abi.calls import SchedulerReport
-from aios.errors import InvalidCall, QueueFull
+from aios.errors import QueueFull
 from aios.kernel.context import to_page_out
 from aios.kernel.policies import POLICIES, Rank, check
 from aios.kernel.process import OpenCall, Process

@@ -105,6 +105,8 @@ def check_ends(events: Iterable[Event], open_now: Iterable[tuple[str, Any]] = ()
             if started.get(key):
                 found.append(f"{key[0]} {key[1]} started again at event {event.seq} before its end")
             started[key] = event.seq
+        elif type(event) is ev.KernelStarted:  # the slices of a dead kernel ended with it
+            started = {key: seq for key, seq in started.items() if key[0] != "slice"}
         elif end := _ENDS.get(type(event)):
             key = (end[0], getattr(event, end[1]))
             if not started.pop(key, None):
