@@ -336,6 +336,9 @@ class Programs(Protocol):
     async def end_survivor(self, started: Started) -> None:
         """End what a dead kernel left behind, if it is still that same process."""
 
+    async def gone(self, os_pid: int) -> None:
+        """Wait until an OS process that was not started here has ended."""
+
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         """What it printed from a byte offset on, and the offset to go on at."""
 

@@ -141,7 +141,8 @@ class ScriptedCore:
                 f"the prompt has {words} tokens, "
                 f"but the window of {self.abilities.model} is {window}."
             )
-        limit = min(prompt.sampling.max_tokens or window, window - words)
+        asked = prompt.sampling.max_tokens
+        limit = min(window if asked is None else asked, window - words)
         if limit < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {limit}.")
         answer = re.findall(r"\s*\S+", self._answer(prompt, bool(made)))
@@ -352,6 +353,7 @@ class ScriptedPrograms:
         self._programs = programs or {}
         self._tasks: dict[int, asyncio.Task[int]] = {}
         self.stopped: set[int] = set()
+        self.dead: set[int] = set()  # OS processes of others that have ended
 
     async def start(
         self, pid: int, argv: Sequence[str], cwd: str | None, env: dict[str, str]
@@ -381,6 +383,10 @@ class ScriptedPrograms:
             await asyncio.wait({task})
 
     async def end_survivor(self, started: Started) -> None: ...
+
+    async def gone(self, os_pid: int) -> None:
+        while os_pid not in self.dead:
+            await asyncio.sleep(0.001)
 
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         return "", offset

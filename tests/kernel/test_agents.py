@@ -84,6 +84,20 @@ async def test_a_crashed_program_is_started_again_at_most_three_times() -> None:
         assert (lives, end.exit_status) == (4, 1)
 
 
+async def test_a_process_ends_with_the_python_that_runs_it() -> None:
+    programs = ScriptedPrograms()
+    async with machine(programs=programs) as kernel:
+        login = kernel.identify(kernel.user_key)
+        pid = await child(kernel, os_pid=4242)
+        waiting = asyncio.ensure_future(kernel.trap(pid, abi.RecvMessage()))
+        programs.dead.add(4242)
+        end = await kernel.trap(login, abi.WaitAgent(aid=pid))
+        assert isinstance(end, abi.Exit)
+        assert end.reason.startswith("lost")
+        with pytest.raises(Killed):
+            await waiting
+
+
 async def test_children_of_an_ended_parent_go_to_the_login() -> None:
     async with machine() as kernel:
         login = kernel.identify(kernel.user_key)

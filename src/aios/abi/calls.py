@@ -179,7 +179,8 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
     program names it (records, history and ps go by this name); task is what it is asked to do and
     reaches it as AIOS_TASK; env adds to its environment; wrap_model makes an unknown model name on
     /v1 mean this process's model (programs that hard-code a name); rights are the names of the calls
-    it may make (None: all that its parent may).
+    it may make (None: all that its parent may); os_pid, without argv, is the OS process in which the
+    caller runs it: when that has ended, so has the process (as ``lost``).
     """
 
     reply = Spawned
@@ -196,6 +197,7 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
     restart: Literal["never", "on-crash"] = "never"
     rights: tuple[str, ...] | None = None
     note: str = ""
+    os_pid: int | None = None
 
 
 class ExitAgent(Call, frozen=True, kw_only=True):

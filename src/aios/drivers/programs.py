@@ -31,6 +31,7 @@ READ_BYTES = 1_000_000  # the most that one look at a log returns
 LEFTOVER_GRACE_S = 1.0  # TERM to KILL for children that outlive a program which ended by itself
 SURVIVOR_GRACE_S = 5.0  # the same for what a dead kernel left behind
 UNKILLABLE_S = 2.0  # a process stuck in the host's kernel is not waited for any longer
+_LOOK_S = 1.0  # between two looks at a process of others, where the system cannot tell
 POLL_S = 0.02  # between two looks at a group that nobody tells us about
 
 _PIPE_BYTES = 65_536  # of a pipe on Linux: one full read means that the program is faster than us
@@ -160,6 +161,26 @@ class OsPrograms:
         deadline = asyncio.get_running_loop().time() + SURVIVOR_GRACE_S
         await _end_group(started.os_pid, deadline)
 
+    async def gone(self, os_pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            pidfd = os.pidfd_open(os_pid) if sys.platform == "linux" else None
+        except ProcessLookupError:
+            return
+        except OSError:
+            pidfd = None
+        if pidfd is None:
+            while _exists(os_pid):
+                await asyncio.sleep(_LOOK_S)
+            return
+        over = loop.create_future()
+        loop.add_reader(pidfd, lambda: over.done() or over.set_result(None))
+        try:
+            await over
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         """At most READ_BYTES at a time; what is older than the log keeps is passed over."""
         return Log(self._logs / str(pid)).text(offset, more_to_come=pid in self._running)
@@ -238,6 +259,16 @@ class OsPrograms:
         del self._running[program.pid]
         self._statuses[program.pid] = program.child.returncode
         program.ended.set_result(program.child.returncode)
+
+
+def _exists(os_pid: int) -> bool:
+    try:
+        os.kill(os_pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 # --- starting -------------------------------------------------------------------------------------

@@ -339,6 +339,11 @@ class Processes:
         if "budget" in process.reasons and process.budget.exhausted() is None:
             self.resume(process, "budget")
 
+    async def watch_owner(self, process: Process, os_pid: int) -> None:
+        """A process that its caller runs ends with the OS process in which it is run."""
+        await self._kernel.programs.gone(os_pid)
+        self.ended(process, -1, "lost: the Python that ran it has ended")
+
     async def kill(self, process: Process, reason: str) -> None:
         """End a process and its descendants, children first."""
         for child in list(process.children.values()):

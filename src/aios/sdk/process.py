@@ -240,7 +240,7 @@ class Me(Process):
 
         options are further fields of SpawnAgent: model, budget, priority, on_exhausted, note.
         """
-        call = SpawnAgent(program=program, task=task, **options)
+        call = SpawnAgent(program=program, task=task, os_pid=os.getpid(), **options)
         spawned = await self.call(call, Spawned)
         return Me(self._link, spawned.key or self.key, spawned.aid)
 

@@ -115,6 +115,8 @@ async def sys_spawn_agent(
     process = kernel.processes.create(target.user, target, request)
     key = kernel.keys.issue(target.user, f"process {process.pid}", process)
     if not request.argv:
+        if request.os_pid is not None:
+            kernel.spawn_task(kernel.processes.watch_owner(process, request.os_pid))
         return abi.Spawned(process.pid, key.key)
     await kernel.processes.launch(process, key.key)
     return abi.Spawned(process.pid)

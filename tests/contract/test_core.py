@@ -1,0 +1,212 @@
+"""What every core does, the scripted one and the embedded one alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aios.abi.messages import Message, Sampling, ToolSpec
+from aios.config import Paths
+from aios.drivers.cores.llama.core import LlamaCore
+from aios.errors import ContextOverflow, InvalidCall
+from aios.models import ModelStore
+from aios.ports import Core, Prompt, Slice
+from aios.testing import ScriptedCore
+
+TEXT = "Once upon a time a robot learned to paint and everybody came to look at it."
+WHOLE = Slice(64)
+
+
+@pytest.fixture(params=["scripted", pytest.param("llama", marks=pytest.mark.model)])
+async def core(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
+    core: Core = ScriptedCore([TEXT])
+    if request.param == "llama":
+        file = ModelStore(Paths.find().models).ensure("smollm2-135m")
+        core = LlamaCore(
+            file.path, "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20
+        )
+    await core.start()
+    yield core
+    await core.close()
+
+
+def prompt(text: str = "Tell me a story.", **fields: object) -> Prompt:
+    sampling = Sampling(seed=7, max_tokens=16)
+    wanted = {"messages": (Message("user", text),), "sampling": sampling, **fields}
+    return Prompt(**wanted)  # type: ignore[arg-type]
+
+
+async def finish(core: Core, sequence: int, grant: Slice = WHOLE) -> tuple[str, list[int], str]:
+    """Its rest: text, tokens, why it ended."""
+    text, tokens = "", []
+    for _ in range(100):
+        result = await core.run(sequence, grant)
+        text += result.text
+        tokens += result.tokens
+        assert len(result.tokens) <= grant.decode_tokens
+        if result.finish_reason:
+            return text, tokens, result.finish_reason
+    raise AssertionError("100 slices were not enough")
+
+
+async def start(core: Core, asked: Prompt, at_least: int = 3) -> tuple[int, str, list[int]]:
+    """Admit and run until a few tokens are made."""
+    admitted = await core.admit(asked)
+    text, tokens = "", []
+    while len(tokens) < at_least:
+        result = await core.run(admitted.sequence, Slice(at_least))
+        assert result.finish_reason is None
+        text += result.text
+        tokens += result.tokens
+    return admitted.sequence, text, tokens
+
+
+async def whole(core: Core, asked: Prompt) -> tuple[str, list[int], str]:
+    admitted = await core.admit(asked)
+    done = await finish(core, admitted.sequence)
+    await core.release(admitted.sequence)
+    return done
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+async def test_slices_of_any_size_give_the_same_text(core: Core, temperature: float) -> None:
+    asked = prompt(sampling=Sampling(temperature=temperature, seed=5, max_tokens=12))
+    text, tokens, reason = await whole(core, asked)
+    assert (len(tokens), reason) == (12, "length")
+    admitted = await core.admit(asked)
+    assert admitted.prompt_tokens > 0
+    assert await finish(core, admitted.sequence, Slice(5)) == (text, tokens, reason)
+
+
+async def test_max_tokens_is_held_by_the_window(core: Core) -> None:
+    admitted = await core.admit(prompt(sampling=Sampling(seed=1, max_tokens=10**6)))
+    assert admitted.max_tokens + admitted.prompt_tokens <= core.abilities.context_tokens
+    await core.release(admitted.sequence)
+    for too_few in (0, -3):
+        with pytest.raises(InvalidCall, match="max_tokens"):
+            await core.admit(prompt(sampling=Sampling(seed=1, max_tokens=too_few)))
+
+
+async def test_a_prompt_longer_than_the_window_is_refused(core: Core) -> None:
+    with pytest.raises(ContextOverflow, match=str(core.abilities.context_tokens)):
+        await core.admit(prompt("word " * (core.abilities.context_tokens + 10)))
+
+
+async def test_what_was_made_is_admitted_again_and_goes_on_the_same(core: Core) -> None:
+    asked = prompt()
+    text, tokens, reason = await whole(core, asked)
+    again = await core.admit(asked, tokens[:6])
+    rest, more, why = await finish(core, again.sequence)
+    assert tokens[:6] + more == tokens
+    assert text.endswith(rest)
+    assert why == reason
+
+
+async def test_a_fork_and_its_origin_end_alike(core: Core) -> None:
+    expected = await whole(core, prompt())
+    sequence, text, tokens = await start(core, prompt())
+    fork = await core.fork(sequence)
+    for one in (fork, sequence):
+        rest, more, reason = await finish(core, one)
+        assert (text + rest, tokens + more, reason) == expected
+        await core.release(one)
+
+
+async def test_paging_changes_nothing(core: Core) -> None:
+    expected = await whole(core, prompt())
+    sequence, text, tokens = await start(core, prompt())
+    out = await core.page_out(sequence)
+    assert out.bytes > 0
+    assert (await core.page_out(sequence)).bytes == 0
+    assert (await core.page_in(sequence)).bytes == out.bytes
+    await core.page_out(sequence)
+    rest, more, reason = await finish(core, sequence)
+    assert (text + rest, tokens + more, reason) == expected
+
+
+async def test_a_frozen_sequence_thaws_exactly(core: Core, tmp_path: Path) -> None:
+    expected = await whole(core, prompt())
+    sequence, text, tokens = await start(core, prompt())
+    path = tmp_path / "s.snapshot"
+    frozen = await core.freeze(sequence, str(path))
+    assert frozen.bytes == path.stat().st_size
+    await core.release(sequence)
+    thawed = await core.thaw(str(path))
+    rest, more, reason = await finish(core, thawed.sequence)
+    assert (text + rest, tokens + more, reason) == expected
+
+
+async def test_a_damaged_snapshot_is_refused(core: Core, tmp_path: Path) -> None:
+    sequence, _, _ = await start(core, prompt())
+    path = tmp_path / "s.snapshot"
+    await core.freeze(sequence, str(path))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InvalidCall):
+        await core.thaw(str(path))
+    with pytest.raises(InvalidCall):
+        await core.thaw(str(tmp_path / "nothing.snapshot"))
+
+
+async def test_a_cancelled_sequence_ends_and_a_released_one_is_gone(core: Core) -> None:
+    sequence, _, _ = await start(core, prompt())
+    await core.cancel(sequence)
+    assert (await core.run(sequence, WHOLE)).finish_reason == "cancelled"
+    await core.release(sequence)
+    await core.release(sequence)
+    assert (await core.residency()).sequences == 0
+
+
+async def test_a_stop_text_ends_the_answer_before_it(core: Core) -> None:
+    text, _, _ = await whole(core, prompt())
+    words = text.split()
+    stop = f" {words[3]}"
+    cut, _, reason = await whole(
+        core, prompt(sampling=Sampling(seed=7, max_tokens=16, stop=(stop,)))
+    )
+    assert cut == text[: text.index(stop)]
+    assert reason == "stop"
+
+
+async def test_a_schema_is_kept(core: Core) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    text, _, reason = await whole(core, prompt("Give a number as JSON.", schema=schema))
+    assert 1 <= json.loads(text)["n"] <= 9
+    assert reason == "stop"
+
+
+async def test_a_forced_tool_is_called(core: Core) -> None:
+    tool = ToolSpec(
+        "set_light",
+        "Switch a light.",
+        {
+            "type": "object",
+            "properties": {"on": {"type": "boolean"}},
+            "required": ["on"],
+            "additionalProperties": False,
+        },
+    )
+    admitted = await core.admit(
+        prompt(
+            "Switch it on.",
+            tools=(tool,),
+            tool_choice="required",
+            sampling=Sampling(seed=7, max_tokens=48),
+        )
+    )
+    calls = ()
+    while True:
+        result = await core.run(admitted.sequence, WHOLE)
+        calls += result.tool_calls
+        if result.finish_reason:
+            break
+    assert result.finish_reason == "tool_calls"
+    assert [call.name for call in calls] == ["set_light"]
+    assert isinstance(json.loads(calls[0].arguments)["on"], bool)
