@@ -7,13 +7,14 @@ has its unit and reason beside it.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 import platformdirs
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from aios.errors import SetupError
 
@@ -67,50 +68,87 @@ class Paths(Struct, frozen=True):
             root = Path(home).expanduser().absolute()
             return cls(root / "config", root / "data", root / "cache", root / "run", models)
         dirs = platformdirs.PlatformDirs("aios", appauthor=False)
+        data = Path(dirs.user_data_dir)
         return cls(
-            Path(dirs.user_config_dir),
-            Path(dirs.user_data_dir),
-            Path(dirs.user_cache_dir),
-            Path(os.environ.get("XDG_RUNTIME_DIR") or dirs.user_data_dir) / "aios-run",
-            models,
+            Path(dirs.user_config_dir), data, Path(dirs.user_cache_dir), _runtime(data), models
         )
+
+    def make(self) -> None:
+        """Make every directory, for this user alone; SetupError where that cannot be.
+
+        Not that of the models: the store makes it, and it may be somebody else's to share.
+        """
+        for directory in (
+            *(self.config, self.data, self.keys, self.logs, self.snapshots),
+            *(self.cache, self.runtime),
+        ):
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                found = directory.stat()
+                if found.st_uid != os.getuid():
+                    raise SetupError(
+                        f"{directory} belongs to the user with id {found.st_uid}; keys and sockets "
+                        "are only kept in your own directories, so set AIOS_HOME to one."
+                    )
+                if found.st_mode & 0o077:
+                    directory.chmod(0o700)
+            except OSError as error:
+                raise SetupError(
+                    f"{directory} cannot be made: {error.strerror}; mend that, or set AIOS_HOME to "
+                    "another directory."
+                ) from error
+
+
+def _runtime(data: Path) -> Path:
+    """The same for a login, a cron job and a service: else they would not find one another."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    user = Path(f"/run/user/{os.getuid()}")
+    if given:
+        return Path(given) / "aios"
+    return user / "aios" if os.access(user, os.W_OK) else data / "run"
+
+
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
 
 
 class Kernel(Struct, frozen=True):
-    children: int = 64  # per process: a runaway spawner stops here
-    depth: int = 8  # of the tree of processes
-    mailbox_messages: int = 1_000  # per process
-    mailbox_bytes: int = 8_000_000  # per process, of JSON
-    processes: int = 4_096  # live ones per user
-    zombie_s: float = 86_400.0  # a zombie nobody waits for goes after a day
-    kill_grace_s: float = 5.0  # between TERM and KILL
-    message_bytes: int = 1_000_000  # one request: contexts are text, files go elsewhere
+    children: Natural = 64  # per process: a runaway spawner stops here
+    depth: Natural = 8  # of the tree of processes
+    mailbox_messages: Natural = 1_000  # per process
+    mailbox_bytes: Natural = 8_000_000  # per process, of JSON
+    processes: Positive = 4_096  # live ones per user
+    zombie_s: Seconds = 86_400.0  # a zombie nobody waits for goes after a day
+    kill_grace_s: Seconds = 5.0  # between TERM and KILL
+    message_bytes: Positive = 1_000_000  # one request: contexts are text, files go elsewhere
 
 
 class Scheduler(Struct, frozen=True):
     policy: str = "round_robin"
-    quantum: int = 32  # decoded tokens a slice: 3 % switching cost at 2,048 tokens of context
-    queue: int = 4_096  # tickets waiting for one core; more are refused
-    ageing_s: float = 10.0  # of waiting is worth one step of nice
+    quantum: Positive = 32  # decoded tokens a slice: 3 % switching cost at 2,048 tokens of context
+    queue: Positive = 4_096  # tickets waiting for one core; more are refused
+    ageing_s: Seconds = 10.0  # of waiting is worth one step of nice
 
 
 class Core(Struct, frozen=True):
     """The embedded core."""
 
     model: str = "smollm2-135m"
-    slots: int = 8  # sequences in one batch: past it decoding gains little on two cores
-    threads: int = 0  # 0: as many as this process may use, at most 8
-    cells: int = 16_384  # KV pool in tokens: 360 MiB for the default model at the full size
-    ram_mb: int = 512  # for contexts paged out of the cells; beyond it they are recomputed
-    restarts: int = 5  # of a crashed worker in a minute before it is given up
+    slots: Positive = 8  # sequences in one batch: past it decoding gains little on two cores
+    threads: Natural = 0  # 0: as many as this process may use, at most 8
+    cells: Positive = 16_384  # KV pool in tokens: 360 MiB for the default model at the full size
+    ram_mb: Natural = 512  # for contexts paged out of the cells; beyond it they are recomputed
+    restarts: Natural = 5  # of a crashed worker in a minute before it is given up
 
 
 class Server(Struct, frozen=True):
     host: str = "127.0.0.1"
-    port: int = 7311  # 0: any free one
+    port: Port = 7311  # 0: any free one
     tcp: bool = True
-    body_bytes: int = 8_000_000  # one request body
-    heartbeat_s: float = 15.0  # a comment on an open stream, so that proxies keep it
+    body_bytes: Positive = 8_000_000  # one request body
+    heartbeat_s: Seconds = 15.0  # a comment on an open stream, so that proxies keep it
     aliases: dict[str, str] = field(default_factory=dict)  # a name on /v1 -> a model here
 
 
@@ -129,66 +167,90 @@ class Setting(Struct, frozen=True):
     source: str
 
 
-def _parse(name: str, text: str, kind: Any, source: str) -> Any:
-    if kind is bool:
-        if text.lower() in {"1", "true", "yes", "on"}:
-            return True
-        if text.lower() in {"0", "false", "no", "off"}:
-            return False
-    try:
-        if kind not in (str, int, float, bool):
-            return msgspec.json.decode(text, type=kind)
-        return msgspec.convert(text, kind, strict=False)
-    except msgspec.MsgspecError as error:
-        raise SetupError(
-            f"{source} gives {name} the value {text!r}, which does not fit: {error}."
-        ) from error
+_BOOLS = {"1": True, "true": True, "yes": True, "on": True}
+_BOOLS |= {"0": False, "false": False, "no": False, "off": False}
 
 
 def settings(paths: Paths, flags: dict[str, str] | None = None) -> list[Setting]:
     """Every value with its source; SetupError names a value that does not fit or is unknown."""
     flags = dict(flags or {})
     file = paths.config_file
-    try:
-        given: dict[str, Any] = tomllib.loads(file.read_text()) if file.exists() else {}
-    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"{file} cannot be read as TOML: {error}.") from error
+    tables = _read(file)
+    variables = {name for name in os.environ if _GROUP_VARIABLE.match(name)}
     found: list[Setting] = []
     for group in msgspec.structs.fields(Config):
-        table = given.pop(group.name, {})
+        table = tables.pop(group.name, {})
         if not isinstance(table, dict):
             raise SetupError(f"{file}: [{group.name}] must be a table, not {table!r}.")
         for value in msgspec.structs.fields(group.type):
             name = f"{group.name}.{value.name}"
             variable = f"AIOS_{group.name}_{value.name}".upper()
-            default = getattr(getattr(Config(), group.name), value.name)
+            written = table.pop(value.name, None)
+            variables.discard(variable)
             if name in flags:
-                found.append(
-                    Setting(name, _parse(name, flags.pop(name), value.type, "the flag"), "flag")
-                )
+                text, source = flags.pop(name), "flag"
+                found.append(Setting(name, _parse(text, value.type, name, source), source))
             elif variable in os.environ:
-                found.append(
-                    Setting(
-                        name, _parse(name, os.environ[variable], value.type, variable), variable
-                    )
-                )
-            elif value.name in table:
-                try:
-                    found.append(
-                        Setting(name, msgspec.convert(table[value.name], value.type), str(file))
-                    )
-                except msgspec.ValidationError as error:
-                    raise SetupError(f"{file}: {name} does not fit: {error}.") from error
+                text, source = os.environ[variable], variable
+                found.append(Setting(name, _parse(text, value.type, name, source), source))
+            elif written is not None:
+                source = str(file)
+                found.append(Setting(name, _fit(written, value.type, name, source), source))
             else:
+                default = getattr(getattr(Config(), group.name), value.name)
                 found.append(Setting(name, default, "default"))
-            table.pop(value.name, None)
-        if table:
-            raise SetupError(f"{file}: [{group.name}] has no setting named {next(iter(table))!r}.")
-    for unknown in [*given, *flags]:
-        raise SetupError(
-            f"there is no setting named {unknown!r}; `aios config show` lists them all."
-        )
+        for unknown in table:
+            raise SetupError(_unknown(f"{group.name}.{unknown}", str(file)))
+    for unknown in tables:
+        raise SetupError(_unknown(unknown, str(file)))
+    for unknown in flags:
+        raise SetupError(_unknown(unknown, "a flag"))
+    for unknown in sorted(variables):
+        raise SetupError(_unknown(unknown, "the environment"))
     return found
+
+
+_GROUP_VARIABLE = re.compile(
+    "AIOS_(" + "|".join(name.upper() for name in Config.__struct_fields__) + ")_"
+)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"{file} cannot be read as TOML: {error}.") from error
+
+
+def _parse(text: str, kind: Any, name: str, source: str) -> Any:
+    """A value from text: a word or a number as it stands, a table as JSON."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if plain is bool:
+        return _fit(_BOOLS.get(text.lower(), text), kind, name, source)
+    if plain in (str, int, float):
+        return _fit(text, kind, name, source, strict=False)
+    try:
+        return _fit(msgspec.json.decode(text), kind, name, source)
+    except msgspec.DecodeError as error:
+        raise SetupError(_unfit(name, source, text, f"it is not JSON: {error}")) from error
+
+
+def _fit(value: Any, kind: Any, name: str, source: str, strict: bool = True) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise SetupError(_unfit(name, source, value, str(error))) from error
+
+
+def _unfit(name: str, source: str, value: Any, why: str) -> str:
+    given = "a flag" if source == "flag" else source
+    return f"{name} cannot be {value!r}, which {given} gives: {why[0].lower()}{why[1:]}."
+
+
+def _unknown(name: str, source: str) -> str:
+    return f"there is no setting {name}, which {source} gives; `aios config show` lists them all."
 
 
 def load(paths: Paths, flags: dict[str, str] | None = None) -> Config:
