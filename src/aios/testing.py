@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
 from aios.drivers.journal.memory import MemoryJournal
-from aios.errors import ContextOverflow, CoreFailed, InvalidCall, NotFound
+from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall, NotFound
 from aios.kernel.kernel import Kernel
 from aios.ports import (
     Abilities,
@@ -349,7 +349,7 @@ Program = Callable[[int, dict[str, str]], Awaitable[int]]
 class ScriptedPrograms:
     """Programs that are coroutines in this process: argv[0] names one of *programs*."""
 
-    def __init__(self, programs: dict[str, Program] | None = None) -> None:
+    def __init__(self, programs: Mapping[str, Program] | None = None) -> None:
         self._programs = programs or {}
         self._tasks: dict[int, asyncio.Task[int]] = {}
         self.stopped: set[int] = set()
@@ -358,6 +358,8 @@ class ScriptedPrograms:
     async def start(
         self, pid: int, argv: Sequence[str], cwd: str | None, env: dict[str, str]
     ) -> Started:
+        if pid in self._tasks and not self._tasks[pid].done():
+            raise Conflict(f"process {pid} has a program that still runs; kill it first.")
         program = self._programs.get(argv[0])
         if program is None:
             raise InvalidCall(f"there is no program {argv[0]!r} to run; check its path.")
@@ -365,16 +367,18 @@ class ScriptedPrograms:
         return Started(100_000 + pid, 0.0)
 
     async def wait(self, pid: int) -> int:
-        task = self._tasks[pid]
+        task = self._task(pid)
         await asyncio.wait({task})
         if task.cancelled():
             return -15
         return 1 if task.exception() else task.result()
 
     async def stop(self, pid: int) -> None:
-        self.stopped.add(pid)
+        if not self._task(pid).done():
+            self.stopped.add(pid)
 
     async def cont(self, pid: int) -> None:
+        self._task(pid)
         self.stopped.discard(pid)
 
     async def kill(self, pid: int, grace_s: float) -> None:
@@ -385,15 +389,21 @@ class ScriptedPrograms:
     async def end_survivor(self, started: Started) -> None: ...
 
     async def gone(self, os_pid: int) -> None:
-        while os_pid not in self.dead:
+        while os_pid not in self.dead:  # noqa: ASYNC110 (a test adds to the set)
             await asyncio.sleep(0.001)
 
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
+        self._task(pid)
         return "", offset
 
     async def close(self) -> None:
         for pid in list(self._tasks):
             await self.kill(pid, 0)
+
+    def _task(self, pid: int) -> asyncio.Task[int]:
+        if pid not in self._tasks:
+            raise NotFound(f"process {pid} has no program that was started here.")
+        return self._tasks[pid]
 
 
 class TestKernel(Kernel):

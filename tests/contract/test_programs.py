@@ -1,7 +1,7 @@
 """What every ports.Programs must do; then what only real programs can show.
 
 A rig is a Programs and, for each behaviour named in BEHAVIOURS, the argv that has it. To hold
-another Programs to the contract, add its rig to RIGS.
+another Programs to the contract, add its rig to the fixture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
@@ -22,39 +22,47 @@ from aios.drivers import programs as room
 from aios.drivers.programs import Log, OsPrograms
 from aios.errors import Conflict, InvalidCall, NotFound
 from aios.ports import Programs, Started
+from aios.testing import ScriptedPrograms
 
 BEHAVIOURS = {
     "exit 0": "",
     "exit 3": "raise SystemExit(3)",
-    "hello": "print('hello'); import sys; print('world', file=sys.stderr)",
-    "ends by itself": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "never ends": "print('ready', flush=True); import time; time.sleep(1000)",
-    "ignores TERM": """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print('ready', flush=True)
-time.sleep(1000)""",
 }
 
 
-class Rig:
-    def __init__(self, programs: Programs) -> None:
-        self.programs = programs
-
-    def argv(self, behaviour: str) -> list[str]:
-        return python(BEHAVIOURS[behaviour])
-
-
-RIGS: dict[str, Callable[[Path], Rig]] = {"os": lambda tmp: Rig(OsPrograms(tmp / "logs"))}
+class Rig(NamedTuple):
+    programs: Programs
+    argv: Callable[[str], list[str]]
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-@pytest.fixture(params=RIGS)
+def os_rig(tmp_path: Path) -> Rig:
+    return Rig(OsPrograms(tmp_path / "logs"), lambda behaviour: python(BEHAVIOURS[behaviour]))
+
+
+def scripted_rig(tmp_path: Path) -> Rig:
+    async def exits(status: int) -> int:
+        return status
+
+    async def never_ends() -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    programs = {
+        "exit 0": lambda pid, env: exits(0),
+        "exit 3": lambda pid, env: exits(3),
+        "never ends": lambda pid, env: never_ends(),
+    }
+    return Rig(ScriptedPrograms(programs), lambda behaviour: [behaviour])
+
+
+@pytest.fixture(params=[os_rig, scripted_rig], ids=["os", "scripted"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    rig = RIGS[request.param](tmp_path)
+    rig: Rig = request.param(tmp_path)
     yield rig
     await rig.programs.close()
 
@@ -68,19 +76,14 @@ async def until(check: Callable[[], bool]) -> None:
 async def printed(programs: Programs, pid: int, *words: str) -> str:
     """Its log, once all of these words are in it."""
     while True:
-        try:
-            text, _ = await programs.log(pid, 0)
-        except NotFound:
-            text = ""
+        text, _ = await programs.log(pid, 0)
         if all(word in text for word in words):
             return text
         await asyncio.sleep(0)
 
 
 class TestContract:
-    @pytest.mark.parametrize(
-        ("behaviour", "status"), [("exit 0", 0), ("exit 3", 3), ("ends by itself", -9)]
-    )
+    @pytest.mark.parametrize(("behaviour", "status"), [("exit 0", 0), ("exit 3", 3)])
     async def test_wait_gives_the_status(self, rig: Rig, behaviour: str, status: int) -> None:
         await rig.programs.start(1, rig.argv(behaviour), None, {})
         assert await rig.programs.wait(1) == status
@@ -95,30 +98,19 @@ class TestContract:
         await rig.programs.kill(1, 60)
         assert await asyncio.gather(*waiting) == [-signal.SIGTERM] * 3
 
-    async def test_the_log_is_read_from_any_offset_also_after_the_end(self, rig: Rig) -> None:
-        await rig.programs.start(1, rig.argv("hello"), None, {})
+    async def test_a_log_is_there_from_the_start_and_goes_on_where_it_was_left(
+        self, rig: Rig
+    ) -> None:
+        await rig.programs.start(1, rig.argv("exit 0"), None, {})
+        assert await rig.programs.log(1, 0) == ("", 0)
         await rig.programs.wait(1)
-        text, end = await rig.programs.log(1, 0)
-        assert sorted(text.split()) == ["hello", "world"]
-        assert end == len(text)
-        assert await rig.programs.log(1, 6) == (text[6:], end)
-        assert await rig.programs.log(1, end) == ("", end)
-
-    async def test_the_log_is_read_while_it_runs(self, rig: Rig) -> None:
-        await rig.programs.start(1, rig.argv("never ends"), None, {})
-        assert await printed(rig.programs, 1, "ready") == "ready\n"
+        assert await rig.programs.log(1, 0) == ("", 0)
 
     async def test_kill_waits_for_the_end_and_may_be_repeated(self, rig: Rig) -> None:
         await rig.programs.start(1, rig.argv("never ends"), None, {})
         await asyncio.gather(rig.programs.kill(1, 60), rig.programs.kill(1, 60))
         await rig.programs.kill(1, 60)
         assert await rig.programs.wait(1) == -signal.SIGTERM
-
-    async def test_what_ignores_term_is_killed_after_the_grace(self, rig: Rig) -> None:
-        await rig.programs.start(1, rig.argv("ignores TERM"), None, {})
-        await printed(rig.programs, 1, "ready")
-        await rig.programs.kill(1, 0.05)
-        assert await rig.programs.wait(1) == -signal.SIGKILL
 
     async def test_a_stopped_program_is_killed_without_waiting_for_the_grace(
         self, rig: Rig
@@ -178,6 +170,38 @@ def state(os_pid: int) -> str:
         return Path(f"/proc/{os_pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return ""
+
+
+async def test_a_signal_that_ended_it_is_its_status(programs: OsPrograms) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    await programs.start(1, python(code), None, {})
+    assert await programs.wait(1) == -signal.SIGKILL
+
+
+async def test_what_ignores_term_is_killed_after_the_grace(programs: OsPrograms) -> None:
+    code = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('ready', flush=True)
+time.sleep(1000)"""
+    await programs.start(1, python(code), None, {})
+    await printed(programs, 1, "ready")
+    await programs.kill(1, 0.05)
+    assert await programs.wait(1) == -signal.SIGKILL
+
+
+async def test_the_log_is_read_while_it_runs(programs: OsPrograms) -> None:
+    await programs.start(1, python(BEHAVIOURS["never ends"]), None, {})
+    assert await printed(programs, 1, "ready") == "ready\n"
+
+
+async def test_the_log_is_read_from_any_offset_also_after_the_end(programs: OsPrograms) -> None:
+    code = "print('hello', flush=True); import sys; print('world', file=sys.stderr)"
+    await programs.start(1, python(code), None, {})
+    await programs.wait(1)
+    assert await programs.log(1, 0) == ("hello\nworld\n", 12)
+    assert await programs.log(1, 6) == ("world\n", 12)
+    assert await programs.log(1, 12) == ("", 12)
 
 
 @pytest.mark.parametrize(
@@ -421,7 +445,7 @@ async def main():
                                    {"PATH": os.environ["PATH"]})
     text = ""
     while "\\n" not in text:
-        text, _ = await programs.log(1, 0) if Path(sys.argv[1], "1").exists() else ("", 0)
+        text, _ = await programs.log(1, 0)
         await asyncio.sleep(0)
     print(started.os_pid, started.os_started, text, flush=True)
     await programs.wait(1)
@@ -452,6 +476,18 @@ async def test_a_survivor_is_ended_and_a_later_user_of_its_pid_is_not(
     later = Started(started.os_pid, started.os_started - 1.0)
     await programs.end_survivor(later)
     assert state(started.os_pid) not in ("", "Z")
-    ours: Any = Started(started.os_pid, started.os_started)
-    await programs.end_survivor(ours)
+    await programs.end_survivor(started)
     assert await programs.wait(1) == -signal.SIGTERM
+
+
+async def test_gone_waits_for_a_process_that_was_not_started_here(programs: OsPrograms) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "1000")
+    over = asyncio.ensure_future(programs.gone(stranger.pid))
+    cancelled = asyncio.ensure_future(programs.gone(stranger.pid))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert not over.done()
+    stranger.kill()
+    await over
+    await stranger.wait()
+    await programs.gone(stranger.pid)  # at once

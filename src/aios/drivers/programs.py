@@ -31,8 +31,8 @@ READ_BYTES = 1_000_000  # the most that one look at a log returns
 LEFTOVER_GRACE_S = 1.0  # TERM to KILL for children that outlive a program which ended by itself
 SURVIVOR_GRACE_S = 5.0  # the same for what a dead kernel left behind
 UNKILLABLE_S = 2.0  # a process stuck in the host's kernel is not waited for any longer
-_LOOK_S = 1.0  # between two looks at a process of others, where the system cannot tell
 POLL_S = 0.02  # between two looks at a group that nobody tells us about
+_LOOK_S = 1.0  # between two looks at a process of others, where the system cannot tell
 
 _PIPE_BYTES = 65_536  # of a pipe on Linux: one full read means that the program is faster than us
 _FLOOD_PAUSE_S = 0.005  # after a full read: bounds a flood to 13 MB/s and 2 % of one core
@@ -120,6 +120,7 @@ class OsPrograms:
             raise InvalidCall(f"{argv[0]!r} cannot be run: {reason}; is it a program?")
         os.set_blocking(output, False)
         book = Log(self._logs / str(pid))
+        book.begin()
         program = _Program(pid, child, output, book, loop.create_future())
         self._running[pid] = program
         self._statuses.pop(pid, None)
@@ -170,13 +171,13 @@ class OsPrograms:
         except OSError:
             pidfd = None
         if pidfd is None:
-            while _exists(os_pid):
+            while _exists(os_pid):  # noqa: ASYNC110 (nobody tells us)
                 await asyncio.sleep(_LOOK_S)
             return
-        over = loop.create_future()
-        loop.add_reader(pidfd, lambda: over.done() or over.set_result(None))
+        over = asyncio.Event()
+        loop.add_reader(pidfd, over.set)
         try:
-            await over
+            await over.wait()
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
@@ -446,6 +447,10 @@ class Log:
     def _file(self, offset: int) -> Path:
         return self._directory / f"{offset}.log"
 
+    def begin(self) -> None:
+        """Have a log from now on, even if nothing is ever printed; never fails, as append."""
+        self.append(b"")
+
     def append(self, data: bytes) -> None:
         """Never fails: a full disk must not end the program, so its output is lost instead."""
         try:
@@ -482,9 +487,10 @@ class Log:
         if offset < 0:
             raise InvalidCall(f"a log begins at offset 0, not at {offset}.")
         if not self._directory.is_dir():
-            if more_to_come:
-                return "", 0
-            raise NotFound(f"there is no log {self._directory.name}: no such program was run here.")
+            raise NotFound(
+                f"process {self._directory.name} has no log, as the kernel started no program for "
+                "it; what its caller's Python prints is printed there."
+            )
         data = b""
         at = offset
         for first in self._offsets():
