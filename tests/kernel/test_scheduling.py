@@ -204,6 +204,9 @@ async def test_a_crash_of_the_core_is_survived_with_the_same_text() -> None:
             reply = await task
             assert isinstance(reply, abi.Generation)
             assert reply.message.content == TEXT
+        events = [event async for event in kernel.events(login)]
+        told = [type(e) for e in events if isinstance(e, ev.CoreLost | ev.CoreRestarted)]
+        assert told == [ev.CoreLost, ev.CoreRestarted]
         await sound(kernel)
 
 

@@ -101,8 +101,9 @@ async def run(
                         progress.prompt, progress.tokens
                     )
                 except CoreFailed as error:
-                    lost = await kernel.core_lost(scheduler, error, lost)
+                    lost = kernel.core_lost(scheduler, error, lost)
                     continue
+                kernel.core_found(scheduler)
                 ticket.sequence = admitted.sequence
                 await _pay_for_prompt(kernel, call, progress, admitted)
                 admitted = None
@@ -110,7 +111,7 @@ async def run(
                 outcome = await scheduler.run(ticket)
             except CoreFailed as error:
                 ticket.sequence, ticket.cells, ticket.residency = None, 0, "none"
-                lost = await kernel.core_lost(scheduler, error, lost)
+                lost = kernel.core_lost(scheduler, error, lost)
                 continue
             if outcome is None:
                 kernel.processes.exhausted(process)

@@ -322,12 +322,20 @@ class Kernel:
         finally:
             del self._opening[model]
 
-    async def core_lost(self, scheduler: Scheduler, error: CoreFailed, lost: int) -> int:
+    def core_lost(self, scheduler: Scheduler, error: CoreFailed, lost: int) -> int:
         """A core died under a generation: count it, give up after a few without progress."""
-        self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
+        if not scheduler.is_lost:
+            scheduler.is_lost = True
+            self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
         if lost >= LOST_IN_A_ROW:
             raise error
         return lost + 1
+
+    def core_found(self, scheduler: Scheduler) -> None:
+        """It takes sequences (again)."""
+        if scheduler.is_lost:
+            scheduler.is_lost = False
+            self.trace.emit(ev.CoreRestarted, 0, core=scheduler.name)
 
     # --- views ------------------------------------------------------------------------------------
 
