@@ -92,16 +92,17 @@ async def run(
     process = call.process
     ticket = scheduler.ticket(call)
     call.ticket, call.progress = ticket, progress
-    lost = 0
+    lost, life = 0, scheduler.life
     try:
         while progress.reason is None:
             if ticket.sequence is None:
+                life = scheduler.life
                 try:
                     admitted = admitted or await scheduler.core.admit(
                         progress.prompt, progress.tokens
                     )
                 except CoreFailed as error:
-                    lost = kernel.core_lost(scheduler, error, lost)
+                    lost = kernel.core_lost(scheduler, life, error, lost)
                     continue
                 kernel.core_found(scheduler)
                 ticket.sequence = admitted.sequence
@@ -111,7 +112,7 @@ async def run(
                 outcome = await scheduler.run(ticket)
             except CoreFailed as error:
                 ticket.sequence, ticket.cells, ticket.residency = None, 0, "none"
-                lost = kernel.core_lost(scheduler, error, lost)
+                lost = kernel.core_lost(scheduler, life, error, lost)
                 continue
             if outcome is None:
                 kernel.processes.exhausted(process)

@@ -322,19 +322,19 @@ class Kernel:
         finally:
             del self._opening[model]
 
-    def core_lost(self, scheduler: Scheduler, error: CoreFailed, lost: int) -> int:
-        """A core died under a generation: count it, give up after a few without progress."""
-        if not scheduler.is_lost:
-            scheduler.is_lost = True
+    def core_lost(self, scheduler: Scheduler, life: int, error: CoreFailed, lost: int) -> int:
+        """A core died in that *life* of it: tell it once, give up after a few without progress."""
+        if life == scheduler.life:
+            scheduler.life += 1
             self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
         if lost >= LOST_IN_A_ROW:
             raise error
         return lost + 1
 
     def core_found(self, scheduler: Scheduler) -> None:
-        """It takes sequences (again)."""
-        if scheduler.is_lost:
-            scheduler.is_lost = False
+        """It takes sequences; told when it did not before."""
+        if scheduler.served_in < scheduler.life:
+            scheduler.served_in = scheduler.life
             self.trace.emit(ev.CoreRestarted, 0, core=scheduler.name)
 
     # --- views ------------------------------------------------------------------------------------

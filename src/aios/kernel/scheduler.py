@@ -93,7 +93,9 @@ class Scheduler:
         clock: Clock,
     ) -> None:
         self.name, self.core = name, core
-        self.is_lost = False  # it died, and has not taken a sequence since
+        self.life = self.served_in = (
+            0  # of the core: counted up when it dies; the last it served in
+        )
         self._trace, self._clock = trace, clock
         self._ageing_s, self._limit = ageing_s, limit
         self._line: list[tuple[Rank, int, int, Ticket]] = []
