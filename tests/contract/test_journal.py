@@ -221,6 +221,16 @@ async def test_events_are_paged_in_order_and_by_process(disk: Disk) -> None:
     assert await journal.events(99, 5) == []
     assert await journal.first_seq() == 1
 
+    more = [
+        started(seq, pid=seq % 13) for seq in range(101, 1000)
+    ]  # one append, and a gap before it
+    await journal.append(more)
+    assert await journal.events(99, 2) == more[:2]
+    assert await journal.events(100, 900) == more
+    assert await journal.events(700, 900) == more[600:]
+    assert await journal.events(0, 900, pid=12) == [event for event in more if event.pid == 12]
+    assert await journal.events(998, 900, pid=1) == []
+
 
 async def test_calls_are_the_newest_oldest_first_with_their_tokens_in_order(disk: Disk) -> None:
     journal = await disk.open()
@@ -276,7 +286,7 @@ async def test_an_append_fails_alone_and_leaves_no_trace(disk: Disk) -> None:
     journal = await disk.open()
     await journal.append([started(1)])
     good = journal.append([started(2), call(2)])
-    bad = journal.append([call(3), started(2)])  # that number is taken
+    bad = journal.append([call(3), started(2)])  # that number is over
     unawaited = journal.append([started(1)])
     also_good = journal.append([call(4), started(4)])
     await good
@@ -407,6 +417,16 @@ async def test_a_damaged_page(file: Disk) -> None:
     content = bytearray(file.path.read_bytes())
     content[4096 * 20 : 4096 * 60] = b"\xff" * 4096 * 40
     file.path.write_bytes(content)
+    journal = await file.open()
+    with pytest.raises(StoreFailed, match="is damaged"):
+        await journal.events(0, 5000)
+
+
+async def test_a_damaged_event(file: Disk) -> None:
+    await (await file.open()).append([started(1)])
+    await file.close()
+    with apsw.Connection(str(file.path)) as connection:
+        connection.execute("UPDATE events SET body = substr(body, 5)")
     journal = await file.open()
     with pytest.raises(StoreFailed, match="is damaged"):
         await journal.events(0, 5000)

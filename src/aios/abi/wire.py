@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar, Union
 
@@ -71,6 +72,16 @@ def decode_call(data: bytes | str) -> Call:
 
 def decode_event(data: bytes | str) -> Event:
     return _events().decode(data)  # type: ignore[no-any-return]
+
+
+def encode_lines(values: Sequence[Any]) -> bytes:
+    """ABI values as JSON, one a line."""
+    return _encoder.encode_lines(values)
+
+
+def decode_events(lines: bytes) -> list[Event]:
+    """Events from JSON, one a line."""
+    return _events().decode_lines(lines)
 
 
 def plain(value: Any) -> Any:

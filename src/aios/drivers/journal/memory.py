@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from aios.abi.events import EVENTS, Event
@@ -37,8 +36,7 @@ class MemoryJournal:
 
     def __init__(self) -> None:
         self.trouble: str | None = None
-        self._events: list[Event] = []  # by number
-        self._numbers: set[int] = set()
+        self._events: list[Event] = []
         self._processes: dict[int, ProcessRow] = {}
         self._calls: dict[int, CallRow] = {}
         self._ends: dict[int, CallEnd] = {}
@@ -57,7 +55,7 @@ class MemoryJournal:
     def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        trouble = self.trouble or self._repeated(records)
+        trouble = self.trouble or self._disorder(records)
         if trouble is None:
             for record in records:
                 TAKE[type(record)](self, record)
@@ -79,7 +77,7 @@ class MemoryJournal:
         )
 
     async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]:
-        start = bisect_right(self._events, after, key=_seq)
+        start = bisect_right(self._events, after, key=lambda event: event.seq)
         found = (event for event in self._events[start:] if pid is None or event.pid == pid)
         return [event for event, _ in zip(found, range(limit), strict=False)]
 
@@ -93,10 +91,13 @@ class MemoryJournal:
     async def close(self) -> None:
         pass  # there is nothing to let go of
 
-    def _repeated(self, records: Sequence[Record]) -> str | None:
-        numbers = [record.seq for record in records if isinstance(record, Event)]
-        if len(set(numbers)) < len(numbers) or any(map(self._numbers.__contains__, numbers)):
-            return f"the journal did not take the events {numbers}: one of these numbers is taken."
+    def _disorder(self, records: Sequence[Record]) -> str | None:
+        last = self._events[-1].seq if self._events else 0
+        for record in records:
+            if isinstance(record, Event):
+                if record.seq <= last:
+                    return f"the journal did not take event {record.seq}: it comes after {last}."
+                last = record.seq
         return None
 
     def _history(self, number: int) -> CallHistory:
@@ -105,8 +106,7 @@ class MemoryJournal:
         return CallHistory(self._calls[number], self._ends.get(number), tokens)
 
     def _event(self, event: Event) -> None:
-        insort(self._events, event, key=_seq)
-        self._numbers.add(event.seq)
+        self._events.append(event)
 
     def _process(self, row: ProcessRow) -> None:
         self._processes[row.pid] = row
@@ -149,8 +149,6 @@ class MemoryJournal:
         for place in [place for place in self._contexts if place[0] == forget.pid]:
             del self._contexts[place]
 
-
-_seq = attrgetter("seq")
 
 TAKE: dict[type[Any], Callable[[MemoryJournal, Any], None]] = {
     **dict.fromkeys(EVENTS, MemoryJournal._event),

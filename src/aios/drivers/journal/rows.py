@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aios.abi import events as ev
 from aios.abi import wire
-from aios.abi.events import EVENTS, Event
+from aios.abi.events import Event
 from aios.ports import (
     CallEnd,
     CallRow,
@@ -24,7 +25,9 @@ from aios.ports import (
     TokensRow,
 )
 
-EVENT = "INSERT INTO events VALUES (?, ?, ?)"  # never REPLACE: a number given twice is a bug
+EVENTS_A_ROW = 256  # at most: a reader of one event decodes its whole row
+
+EVENTS = "INSERT INTO events VALUES (?, ?, ?, ?)"
 PROCESS = "REPLACE INTO processes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 CALL = "REPLACE INTO calls VALUES (?, ?, ?, ?, ?)"
 END = "REPLACE INTO ends VALUES (?, ?, ?, ?, ?)"
@@ -55,10 +58,15 @@ def number_of(call: str) -> int:
 
 
 class Rows:
-    """Takes records in order; what comes last under one key is what stays."""
+    """Takes records in order; what comes last under one key is what stays.
 
-    def __init__(self, connection: Any) -> None:
+    last_seq is the number of the newest event; ValueError if the next does not follow it.
+    """
+
+    def __init__(self, connection: Any, last_seq: int) -> None:
         self._connection = connection
+        self.last_seq = last_seq
+        self._events: list[Event] = []
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._open: dict[int, bool] = {}  # by the call's number, as the last record left it
 
@@ -68,15 +76,25 @@ class Rows:
 
     def write(self) -> None:
         """Execute what was gathered, inside the caller's transaction."""
+        for first in range(0, len(self._events), EVENTS_A_ROW):
+            events = self._events[first : first + EVENTS_A_ROW]
+            pids = f",{','.join({str(event.pid) for event in events})},"
+            self._rows[EVENTS].append(
+                (events[0].seq, events[-1].seq, pids, wire.encode_lines(events))
+            )
         for call, is_open in self._open.items():
             self._rows[OPENED if is_open else CLOSED].append((call,))
         for statement, rows in self._rows.items():
             self._connection.executemany(statement, rows)
+        self._events.clear()
         self._rows.clear()
         self._open.clear()
 
     def _event(self, event: Event) -> None:
-        self._rows[EVENT].append((event.seq, event.pid, wire.encode(event)))
+        if event.seq <= self.last_seq:
+            raise ValueError(f"event {event.seq} comes after event {self.last_seq}")
+        self.last_seq = event.seq
+        self._events.append(event)
 
     def _process(self, row: ProcessRow) -> None:
         self._rows[PROCESS].append(
@@ -128,7 +146,7 @@ class Rows:
 
 
 TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {
-    **dict.fromkeys(EVENTS, Rows._event),
+    **dict.fromkeys(ev.EVENTS, Rows._event),
     ProcessRow: Rows._process,
     CallRow: Rows._call,
     CallEnd: Rows._end,

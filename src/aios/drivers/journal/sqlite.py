@@ -49,8 +49,10 @@ Append = tuple[Sequence[Record], asyncio.Future[None]]
 BUSY_MS = 5_000  # how long to wait for a person who has the file open in another program
 CHECKPOINT_PAGES = 4_000  # 16 MB of WAL: pages written again and again are copied once
 
+UNREADABLE = (apsw.Error, msgspec.DecodeError, UnicodeDecodeError, struct.error)
+
 LAST = """
-SELECT coalesce((SELECT max(seq) FROM events), 0),
+SELECT coalesce((SELECT last FROM events ORDER BY first DESC LIMIT 1), 0),
        max(coalesce((SELECT max(pid) FROM processes), 0),
            coalesce((SELECT number FROM forgotten WHERE kind = 'pid'), 0)),
        max(coalesce((SELECT max(number) FROM calls), 0),
@@ -60,8 +62,12 @@ OPEN_CALLS = """
 SELECT number, pid, name, started_at, request FROM open_calls JOIN calls USING (number)
 ORDER BY number
 """
-EVENTS = "SELECT body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-EVENTS_OF = "SELECT body FROM events WHERE seq > ? AND pid = ? ORDER BY seq LIMIT ?"
+EVENTS = """
+SELECT body FROM events
+WHERE first >= coalesce((SELECT max(first) FROM events WHERE first <= :after + 1), 0)
+  AND (:pid IS NULL OR instr(pids, ',' || :pid || ','))
+ORDER BY first
+"""
 CALLS_OF = """
 SELECT * FROM (SELECT * FROM calls LEFT JOIN ends USING (number)
                WHERE pid = ? ORDER BY number DESC LIMIT ?) ORDER BY number
@@ -79,7 +85,7 @@ class SqliteJournal:
         self._path = path
         self._lock = _lock(path)
         try:
-            self._connection = _open(path)
+            self._connection, self._last_seq = _open(path)
         except BaseException:
             os.close(self._lock)
             raise
@@ -138,11 +144,12 @@ class SqliteJournal:
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
-            rows = Rows(self._connection)
+            rows = Rows(self._connection, self._last_seq)
             for records in appends:
                 rows.take(records)
             rows.write()
             execute("COMMIT")
+            self._last_seq = rows.last_seq
         except Exception as error:  # noqa: BLE001 (whatever it was, those who wait must hear it)
             self._roll_back()
             return _sentence(self._path, error)
@@ -162,24 +169,17 @@ class SqliteJournal:
         try:
             with connection:  # one transaction: a consistent whole
                 return _image(connection)
-        except apsw.Error as error:
+        except UNREADABLE as error:
             raise StoreFailed(_sentence(self._path, error)) from error
         finally:
             connection.close()
 
     async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]:
-        def read(connection: Any) -> list[Event]:
-            if pid is None:
-                found = connection.execute(EVENTS, (after, limit))
-            else:
-                found = connection.execute(EVENTS_OF, (after, pid, limit))
-            return [wire.decode_event(body) for (body,) in found]
-
-        return await self._read(read)
+        return await self._read(lambda connection: _events(connection, after, limit, pid))
 
     async def first_seq(self) -> int:
         return await self._read(
-            lambda connection: connection.execute("SELECT min(seq) FROM events").get or 0
+            lambda connection: connection.execute("SELECT min(first) FROM events").get or 0
         )
 
     async def calls(self, pid: int, limit: int) -> list[CallHistory]:
@@ -192,7 +192,7 @@ class SqliteJournal:
                     self._reading = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
                 with self._reading:
                     return read(self._reading)
-            except apsw.Error as error:
+            except UNREADABLE as error:
                 raise StoreFailed(_sentence(self._path, error)) from error
 
         if self._closed:
@@ -248,8 +248,8 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _open(path: Path) -> Any:
-    """The writer's connection, its file made or brought up to date."""
+def _open(path: Path) -> tuple[Any, int]:
+    """The writer's connection, its file made or brought up to date, and its last event's number."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
         connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -261,13 +261,14 @@ def _open(path: Path) -> Any:
         connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         migrate(connection, path)
         connection.pragma("synchronous", "FULL")
+        last_seq = next(connection.execute(LAST))[0]
     except (OSError, apsw.Error) as error:
         connection.close()
         _refuse(path, error)
     except SetupError:
         connection.close()
         raise
-    return connection
+    return connection, last_seq
 
 
 def _connect(path: Path, mode: int) -> Any:
@@ -290,7 +291,7 @@ def _sentence(path: Path, error: Exception) -> str:
             return f"the disk is full and {path} cannot grow: free some space, then try again."
         case apsw.NotADBError():
             return f"{path} is not a database: move it away, or restore it from a copy."
-        case apsw.CorruptError():
+        case apsw.CorruptError() | msgspec.DecodeError() | UnicodeDecodeError() | struct.error():
             return f"{path} is damaged ({error}): move it away, or restore it from a copy."
         case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
             return f"{path} cannot be written ({error}): check its rights and its directory's."
@@ -313,7 +314,7 @@ def _image(connection: Any) -> Image:
         last_call=last_call,
         processes=tuple(map(_process, rows("SELECT * FROM processes ORDER BY pid"))),
         keys=tuple(
-            KeyRow(wire.decode(info, KeyInfo), hash)
+            KeyRow(msgspec.json.decode(info, type=KeyInfo), hash)
             for info, hash in rows("SELECT info, hash FROM keys ORDER BY id")
         ),
         grants=tuple(GrantRow(*row) for row in rows("SELECT * FROM grants ORDER BY 1, 2, 3")),
@@ -326,6 +327,21 @@ def _process(row: Sequence[Any]) -> ProcessRow:
     pid, user, parent, program, state, reasons, *rest = row
     why = tuple(msgspec.json.decode(reasons))
     return ProcessRow(pid, user, parent, program, state, why, *rest)
+
+
+def _events(connection: Any, after: int, limit: int, pid: int | None) -> list[Event]:
+    found: list[Event] = []
+    rows = connection.execute(EVENTS, {"after": after, "pid": pid})
+    for (body,) in rows:
+        found += (
+            event
+            for event in wire.decode_events(body)
+            if event.seq > after and (pid is None or event.pid == pid)
+        )
+        if len(found) >= limit:
+            break
+    rows.close()
+    return found[:limit]
 
 
 def _calls(connection: Any, pid: int, limit: int) -> list[CallHistory]:

@@ -2,13 +2,14 @@
 
 PRAGMA application_id = 1634299763; -- "aios"
 
--- What happened, numbered by the kernel. The name of the event is in its body.
+-- What happened, numbered by the kernel. A row holds the events of one transaction, or a part of them:
+-- with a row for each event and an index by process, a call took 1.6 times as long to write.
 CREATE TABLE events (
-    seq  INTEGER PRIMARY KEY,
-    pid  INTEGER NOT NULL,             -- 0: the kernel itself
-    body BLOB    NOT NULL              -- JSON
+    first INTEGER PRIMARY KEY,         -- the number of the first event in body
+    last  INTEGER NOT NULL,
+    pids  TEXT    NOT NULL,            -- whose they are: ,0,7,12, (0 is the kernel itself)
+    body  BLOB    NOT NULL             -- JSON, one event a line
 ) STRICT;
-CREATE INDEX events_of ON events (pid); -- and, as in every index, then by seq
 
 -- The processes that have not been reaped.
 CREATE TABLE processes (
