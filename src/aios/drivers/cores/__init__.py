@@ -1,0 +1,1 @@
+"""Cores: what turns a context into tokens."""

@@ -1,0 +1,390 @@
+"""The engine: a loop of turns, each one batch for every sequence that holds a slice.
+
+A turn: cancel what was cancelled; compute one chunk for each sequence whose prompt is not in yet;
+then one batch of everything small (one new token for each of the others); sample; hand back the
+slices that are done. No asyncio here; ``worker`` calls it.
+
+Exactness. The same prompt and sampling give the same bits alone, batched, preempted, paged out,
+recomputed and restored, because each position is always computed by the same arithmetic:
+- A prompt is computed in chunks of 64 on a grid of 64 positions, each chunk in a batch of its own:
+  from 64 tokens on llama.cpp's attention works in tiles. The tiles are tiles of *cells*, so a chunk
+  lies in one aligned block (``cells``).
+- All else (the prompt's tail, decoded tokens, decoded tokens once more) goes in batches of at most
+  63 tokens, row by row, whose bits do not depend on how many rows there are...
+- ...except that a batch of one token is split among the threads once attention looks at 512 cells.
+  One thread does not split, and gives the bits of the unsplit path; so such a batch gets one.
+- Attention adds up in the order of cells, so a sequence always ascends in them.
+Measured on Cascade Lake (AVX2 build) and Zen 5; tests/machine/test_llama_exact.py asks again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Many
+from itertools import count as counter
+from pathlib import Path
+
+from aios.abi.messages import FinishReason, TokenLogprob
+from aios.drivers.cores.llama import snapshots
+from aios.drivers.cores.llama.answer import Answer
+from aios.drivers.cores.llama.binding import Context, Model
+from aios.drivers.cores.llama.cells import BLOCK
+from aios.drivers.cores.llama.grammar import Grammars, call_schema
+from aios.drivers.cores.llama.residency import Residency
+from aios.drivers.cores.llama.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.llama.sequences import Grant, Sequence
+from aios.drivers.cores.llama.template import Template
+from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
+from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
+from aios.ports import Residency as Report
+
+SMALL = 63  # tokens in a small batch, at most: one more and attention works in tiles
+UNSPLIT_CELLS = 256  # up to this many cells attention looks at fewer than 512
+
+Done = tuple[int, SliceResult | AiosError]
+
+
+class Engine:
+    """One model, one context, many sequences."""
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        slots: int,
+        threads: int,
+        cells: int,
+        ram_bytes: int,
+        context_tokens: int | None = None,
+        share: bool = True,
+    ) -> None:
+        self.model = Model(path)
+        blocks = max(cells // BLOCK, 8)
+        self._context = Context(self.model, blocks * BLOCK, threads)
+        self._threads = threads
+        self.residency = Residency(self._context, blocks, ram_bytes, share=share)
+        window = min(self.model.trained_window, blocks * BLOCK, context_tokens or 1 << 30)
+        self.abilities = Abilities(name, slots, window, cells=blocks * BLOCK)
+        self._template = Template(
+            self.model.chat_template,
+            self.model.bos_text,
+            self.model.eos_text,
+            self.model.control_texts,
+        )
+        self._grammars: Grammars | None = None  # takes most of a second: made when first needed
+        self._pieces: dict[int, bytes] = {}
+        self._orders = counter()
+        self._granted: dict[int, Sequence] = {}  # in the order of their grants
+        self._ended: list[Done] = []  # outside a turn
+
+    def __repr__(self) -> str:
+        return f"<engine {self.abilities.model}: {len(self._granted)} run, {self.residency.cells}>"
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._granted or self._ended)
+
+    # --- beginnings -------------------------------------------------------------------------------
+
+    def admit(self, number: int, prompt: Prompt, made: Many[int] = ()) -> Admitted:
+        """A new sequence under a number the caller chose; *made* are tokens it made before."""
+        shown = prompt.tools if prompt.tool_choice != "none" else ()
+        text = self._template.render(prompt.messages, shown)
+        add_bos = self.model.adds_bos and not text.startswith(self.model.bos_text or "\0")
+        return self.admit_tokens(number, prompt, self.model.tokenize(text, add_bos=add_bos), made)
+
+    def admit_tokens(
+        self, number: int, prompt: Prompt, tokens: Many[int], made: Many[int] = ()
+    ) -> Admitted:
+        """Likewise, with the prompt's tokens given."""
+        window, wanted = self.abilities.context_tokens, prompt.sampling.max_tokens
+        if not 0 < len(tokens) < window:
+            raise ContextOverflow(
+                f"the prompt has {len(tokens)} tokens, but the window of {self.abilities.model} "
+                f"is {window}; shorten the messages."
+            )
+        if wanted is not None and wanted < 1:
+            raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
+        limit = min(wanted or window, window - len(tokens))
+        forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
+        names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()
+        schema = call_schema(prompt.tools, prompt.tool_choice) if forced else prompt.schema
+        matcher = self._matchers().matcher(schema) if schema is not None else None
+        answer = Answer(() if forced else prompt.sampling.stop, names, forced=forced)
+        s = Sequence(number, prompt, tuple(tokens), limit, answer, matcher)
+        for token in made:
+            self._accept(s, token)
+        s.answer.take()  # has been delivered before
+        self.residency.add(s)
+        return Admitted(number, len(tokens), self.residency.cached(s.tokens), limit)
+
+    def _matchers(self) -> Grammars:
+        if self._grammars is None:
+            self._grammars = Grammars(self.model)
+        return self._grammars
+
+    def fork(self, number: int, new: int) -> None:
+        """A second sequence in the same state, under the number *new*."""
+        s = self._find(number)
+        twin = Sequence(
+            new,
+            s.prompt,
+            s.tokens,
+            s.max_tokens,
+            s.answer.copy(),
+            s.matcher.deep_copy() if s.matcher else None,
+        )
+        twin.made, twin.reason = [*s.made], s.reason
+        self.residency.fork(s, twin)
+
+    def thaw(self, number: int, path: Path) -> Admitted:
+        """A new sequence from a snapshot file."""
+        snapshot = snapshots.read(path, snapshots.model_id(self.model.path))
+        self.admit_tokens(number, snapshot.prompt, snapshot.tokens, snapshot.made)
+        s = self._find(number)
+        s.max_tokens = min(s.max_tokens, snapshot.max_tokens)
+        self.residency.give_image(s, snapshot.kv, snapshot.computed)
+        return Admitted(number, len(s.tokens), snapshot.computed, s.max_tokens)
+
+    # --- slices -----------------------------------------------------------------------------------
+
+    def run(self, number: int, grant: Slice) -> None:
+        """Grant a slice; a later turn hands back its result."""
+        s = self._find(number)
+        if s.grant is not None:
+            raise InvalidCall(f"sequence {number} holds a slice already; one at a time.")
+        s.grant = Grant(max(1, grant.decode_tokens), next(self._orders))
+        self._granted[number] = s
+
+    def turn(self) -> list[Done]:
+        """Advance every sequence that holds a slice by one step; the slices that are over."""
+        self.residency.turn += 1
+        done, self._ended = self._ended, []
+        for s in [*self._granted.values()]:
+            if s.reason or s.is_cancelled:
+                done.append(self._end_slice(s))
+        return done + self._compute()
+
+    def _compute(self) -> list[Done]:
+        done: list[Done] = []
+        small: list[tuple[Sequence, list[int]]] = []
+        size = 0
+        is_stuck = True
+        for s in [*self._granted.values()]:
+            if (s.id is None or s.is_prefilling) and not self.residency.bring(s):
+                continue
+            if len(s.tokens) - s.computed >= BLOCK:
+                if self._chunk(s):
+                    is_stuck = False
+                    done.append(self._end_slice(s))
+                continue
+            count = min(s.pending, SMALL - 3)
+            if size + count > SMALL:
+                done += self._small(small)
+                small, size = [], 0
+            cells = self.residency.grow(s, count)
+            if cells is not None:
+                is_stuck = False
+                small.append((s, cells))
+                size += count
+        if small:
+            done += self._small(small)
+        if is_stuck and self._granted:
+            done.append(self._give_up(next(iter(self._granted.values()))))
+        return done
+
+    def _chunk(self, s: Sequence) -> bool:
+        """Compute one full chunk of a prompt; False if there is no room for it now."""
+        cells = self.residency.grow(s, BLOCK)
+        if cells is None:
+            return False
+        assert s.id is not None
+        assert s.grant is not None
+        start, end = s.computed, s.computed + BLOCK
+        is_last = end == s.length
+        self.residency.cells.open(cells)
+        self._context.decode(
+            s.tokens[start:end], range(start, end), s.id, (BLOCK - 1,) if is_last else ()
+        )
+        s.computed = end
+        self.residency.promote(s)
+        s.grant.prefilled += BLOCK
+        if is_last:
+            self._sample(s, self._context.logits(BLOCK - 1))
+        return True
+
+    def _small(self, work: list[tuple[Sequence, list[int]]]) -> list[Done]:
+        """Compute a batch of everything small, in the order of cells, and sample."""
+        rows: list[tuple[int, int, int, int, Sequence | None]] = []
+        for s, cells in work:
+            assert s.id is not None
+            last = s.length - 1
+            for position, cell in enumerate(cells, s.computed):
+                wanted = s if position == last else None
+                rows.append((cell, s.token(position), position, s.id, wanted))
+        rows.sort(key=lambda row: row[0])
+        order, tokens, positions, ids, samples = zip(*rows, strict=True)
+        self.residency.cells.open(order)
+        is_whole = self.residency.cells.mark <= UNSPLIT_CELLS
+        self._context.set_single_threads(self._threads if is_whole else 1)
+        self._context.decode(
+            tokens, positions, ids, [row for row, s in enumerate(samples) if s is not None]
+        )
+        for s, cells in work:
+            s.computed += len(cells)
+        for row, speaker in enumerate(samples):
+            if speaker is not None:
+                self._sample(speaker, self._context.logits(row))
+        done: list[Done] = []
+        for s, cells in work:
+            assert s.grant is not None
+            is_decode = len(cells) == 1 and s.computed > len(s.tokens)
+            if not is_decode:
+                s.grant.prefilled += len(cells)
+            if not is_decode or s.reason or len(s.grant.tokens) >= s.grant.wanted:
+                done.append(self._end_slice(s))
+        return done
+
+    def _sample(self, s: Sequence, logits: Logits) -> None:
+        sampling, grant = s.prompt.sampling, s.grant
+        assert grant is not None
+        allowed = masked(logits, s.matcher.compute_bitmask()) if s.matcher else logits
+        token = choose(allowed, sampling, len(s.made))
+        grant.tokens.append(token)
+        if sampling.logprobs is not None:
+            own, best = logprobs(logits, token, sampling.logprobs)
+            top = tuple((self._text(other), value) for other, value in best)
+            grant.logprobs.append(TokenLogprob(self._text(token), own, top))
+        self._accept(s, token)
+
+    def _accept(self, s: Sequence, token: int) -> None:
+        """One more token was made."""
+        s.made.append(token)
+        if self.model.is_end(token) and not (s.prompt.sampling.ignore_end and not s.matcher):
+            s.answer.end()
+            s.reason = "stop"
+            return
+        s.answer.feed(self._piece(token))
+        if s.matcher:
+            s.matcher.consume_token(token)
+        is_matched = s.matcher is not None and s.matcher.is_stopped()
+        if s.answer.is_stopped or is_matched:
+            s.reason = "stop"
+        elif len(s.made) >= s.max_tokens:
+            s.reason = "length"
+
+    def _end_slice(self, s: Sequence) -> Done:
+        """Take the grant back; what its slice did."""
+        grant, s.grant = s.grant, None
+        assert grant is not None
+        del self._granted[s.number]
+        s.used_at = self.residency.turn
+        if s.matcher and s.matcher.is_error():
+            return s.number, InvalidCall(
+                f"the JSON schema cannot be followed any further: {s.matcher.get_error()}"
+            )
+        reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
+        if reason:
+            s.reason = reason
+            s.answer.end()
+            text, calls = s.answer.finish(self._identity(s))
+        else:
+            text, calls = s.answer.take(), ()
+        return s.number, SliceResult(
+            prefilled=grant.prefilled,
+            tokens=tuple(grant.tokens),
+            text=text,
+            logprobs=tuple(grant.logprobs),
+            tool_calls=calls,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            cells=s.occupied,
+        )
+
+    def _give_up(self, s: Sequence) -> Done:
+        """The first in line cannot go on although all others made way."""
+        need = s.length
+        del self._granted[s.number]
+        s.grant = None
+        return s.number, CoreFailed(
+            f"{need} tokens do not fit into the {self.abilities.cells} cells of "
+            f"{self.abilities.model}; raise core.cells."
+        )
+
+    def _identity(self, s: Sequence) -> str:
+        text = ",".join(map(str, (*s.tokens, -1, *s.made)))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _piece(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self.model.piece(token)
+        return piece
+
+    def _text(self, token: int) -> str:
+        return self.model.piece(token, special=True).decode("utf-8", "replace")
+
+    # --- what may happen between slices -----------------------------------------------------------
+
+    def cancel(self, number: int) -> None:
+        """End its slice at the next turn."""
+        s = self._find(number)
+        s.is_cancelled = s.grant is not None
+
+    def page_out(self, number: int) -> Paged:
+        s = self._find_idle(number, "paged out")
+        return Paged(self.residency.page_out(s))
+
+    def page_in(self, number: int) -> Paged:
+        s = self._find(number)
+        size = s.image.data.nbytes if s.image and s.id is None else 0
+        self.residency.bring(s)
+        return Paged(size if s.image is None else 0)
+
+    def freeze(self, number: int, path: Path) -> Frozen:
+        s = self._find_idle(number, "frozen")
+        self.residency.bring(s)
+        kv, computed = self.residency.image(s)
+        model = snapshots.model_id(self.model.path)
+        snapshot = snapshots.Snapshot(s.prompt, s.tokens, tuple(s.made), s.max_tokens, computed, kv)
+        return Frozen(model, s.length, snapshots.write(path, model, snapshot))
+
+    def release(self, number: int) -> None:
+        """Forget it; a slice in progress ends as cancelled; idempotent."""
+        s = self.residency.sequences.get(number)
+        if s is None:
+            return
+        if s.grant is not None:
+            s.is_cancelled = True
+            self._ended.append(self._end_slice(s))
+        self.residency.remove(s)
+
+    def report(self) -> Report:
+        residency = self.residency
+        return Report(
+            cells_used=residency.cells_used,
+            cells_total=residency.cells.total,
+            ram_used=residency.ram_needed,
+            ram_limit=residency.ram_limit,
+            sequences=len(residency.sequences),
+        )
+
+    def check(self) -> list[str]:
+        """Invariants, in numbers; empty when all hold."""
+        return self.residency.check()
+
+    def close(self) -> None:
+        self._context.close()
+        self.model.close()
+
+    def _find(self, number: int) -> Sequence:
+        s = self.residency.sequences.get(number)
+        if s is None:
+            raise CoreFailed(f"the core has no sequence {number}; admit its prompt again.")
+        return s
+
+    def _find_idle(self, number: int, what: str) -> Sequence:
+        s = self._find(number)
+        if s.grant is not None:
+            raise InvalidCall(f"sequence {number} holds a slice and cannot be {what} now.")
+        return s

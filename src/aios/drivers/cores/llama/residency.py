@@ -1,0 +1,419 @@
+"""Where each sequence's KV lies: in cells, in RAM, or nowhere (then it is computed again).
+
+When cells are short, room is made in this order: prompt chunks that nobody stands on, used longest
+ago first; sequences without a slice, likewise; sequences whose slice was granted later than that of
+the one that needs room, the latest first. So the first in line always goes on. A sequence must
+ascend in its cells (see ``cells``): one whose next block would lie below its last is moved as a
+whole to the lowest free blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as Many
+
+import numpy as np
+
+from aios.drivers.cores.llama.binding import OUTPUTS, Context
+from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Bytes, Cells
+from aios.drivers.cores.llama.prefixes import Node, Prefixes
+from aios.drivers.cores.llama.sequences import Image, Sequence
+
+
+class Residency:
+    """All sequences of one context. *share* off computes every prompt by itself (for baselines)."""
+
+    def __init__(
+        self, context: Context, blocks: int, ram_limit: int, *, share: bool = True
+    ) -> None:
+        self._context = context
+        self.cells = Cells(context, blocks)
+        self.prefixes = Prefixes()
+        self.sequences: dict[int, Sequence] = {}
+        self.ram_limit, self.ram_used = ram_limit, 0
+        self.turn = 0
+        self._share = share
+        self._free_ids = list(range(OUTPUTS - 1, FIRST_ID - 1, -1))
+        self._held: Counter[int] = Counter()  # nodes whose cells an id marks
+
+    # --- into the cells ---------------------------------------------------------------------------
+
+    def bring(self, s: Sequence) -> bool:
+        """Put into the cells what is anywhere of its KV; False if there is no room now."""
+        s.used_at = self.turn
+        if s.id is None:
+            s.id = self._take_id(s)
+            if s.id is None:
+                return False
+            self._stop_waiting(s)
+        self._adopt(s)
+        if s.image and s.computed == s.image.start:
+            return self._restore(s)
+        return True
+
+    def grow(self, s: Sequence, count: int) -> list[int] | None:
+        """Open the cells of its next *count* positions, in order; None if there is no room now.
+
+        The next batch must fill them.
+        """
+        while len(s.room) < count:
+            blocks = self._reserve(s, 1)
+            if blocks is None:
+                return None
+            s.blocks += blocks
+            s.room += _cells_of(blocks)
+        cells, s.room = s.room[:count], s.room[count:]
+        s.cells += cells
+        return cells
+
+    def shrink(self, s: Sequence, count: int) -> None:
+        """Give the cells of its last *count* positions back; they hold what is not wanted."""
+        cells = s.cells[-count:]
+        del s.cells[-count:]
+        assert s.id is not None
+        self._context.forget(s.id, s.base + len(s.cells))
+        self.cells.drop((), cells)
+        s.room = cells + s.room
+
+    def promote(self, s: Sequence) -> None:
+        """Its newest full prompt chunk becomes a node that others may stand on."""
+        if not self._share or len(s.cells) != BLOCK:
+            return
+        tokens = s.tokens[s.base : s.base + BLOCK]
+        node = self.prefixes.child(s.nodes[-1] if s.nodes else None, tokens)
+        if node.is_somewhere:
+            return
+        assert s.id is not None
+        node.block, node.holder, node.users, node.used_at = s.blocks.pop(), s.id, 1, self.turn
+        s.cells.clear()
+        self._held[s.id] += 1
+        s.nodes.append(node)
+
+    def cached(self, tokens: Many[int]) -> int:
+        """How many tokens of a prompt need not be computed; never its last one."""
+        if not self._share:
+            return 0
+        return BLOCK * len(list(self.prefixes.path(tokens, (len(tokens) - 1) // BLOCK)))
+
+    def _adopt(self, s: Sequence) -> None:
+        """Stand on the chunks of its prompt that are somewhere."""
+        if s.cells or not self._share:
+            return
+        limit = s.image.start if s.image else len(s.tokens) - 1
+        while s.computed + BLOCK <= limit:
+            parent = s.nodes[-1] if s.nodes else self.prefixes.root
+            node = parent.children.get(s.tokens[s.computed : s.computed + BLOCK])
+            if node is None or not node.is_somewhere or not self._stand_on(s, node):
+                return
+
+    def _stand_on(self, s: Sequence, node: Node) -> bool:
+        assert s.id is not None
+        if node.block is not None and node.block <= s.top:
+            if node.users:
+                return False
+            self._evict(node, keep=True)
+        if node.block is None and not self._lift(s, node):
+            return False
+        if node.holder != s.id:
+            self._context.share(node.holder, s.id, node.start, node.start + BLOCK)
+            node.is_reused = True
+        node.users += 1
+        node.used_at = self.turn
+        s.nodes.append(node)
+        s.computed += BLOCK
+        return True
+
+    def _lift(self, s: Sequence, node: Node) -> bool:
+        """A chunk from RAM into a block above the sequence that wants it."""
+        blocks = self._reserve(s, 1) if node.image is not None else None
+        if blocks is None:
+            return False
+        if node.image is None or s.cells:  # the room was made of it, or *s* had to move
+            self.cells.drop(blocks, ())
+            return False
+        data, node.image = node.image, None
+        self.ram_used -= data.nbytes
+        assert s.id is not None
+        node.block, node.holder = blocks[0], s.id
+        self._held[s.id] += 1
+        self._write(s.id, data, node.cells, node.start)
+        return True
+
+    def _restore(self, s: Sequence) -> bool:
+        """Its own cells from its image."""
+        assert s.image is not None
+        count = s.image.end - s.image.start
+        blocks = self._reserve(s, -(-count // BLOCK))
+        if blocks is None:
+            return False
+        assert s.id is not None
+        data = s.image.data
+        self._forget_image(s)
+        self._place(s, blocks, count, data)
+        return True
+
+    def _place(self, s: Sequence, blocks: list[int], count: int, data: Bytes) -> None:
+        cells = _cells_of(blocks)
+        assert s.id is not None
+        self._write(s.id, data, cells[:count], s.computed)
+        s.blocks += blocks
+        s.cells += cells[:count]
+        s.room = cells[count:]
+        s.computed += count
+
+    def _write(self, seq: int, data: Bytes, cells: Many[int], start: int) -> None:
+        self.cells.open(cells)
+        if not self._context.set_state(SCRATCH, data):
+            raise RuntimeError(f"llama.cpp refused a KV state of {data.nbytes} bytes")
+        self._context.share(SCRATCH, seq, start, start + len(cells))
+        self._context.forget(SCRATCH)
+
+    # --- room -------------------------------------------------------------------------------------
+
+    def _reserve(self, s: Sequence, count: int) -> list[int] | None:
+        """Blocks above its last one, making room if need be; None if that is not enough."""
+        was_moved = False
+        while self.cells.free(above=s.top) < count:
+            own = len(s.blocks) + sum(node.users == 1 for node in s.nodes)
+            whole = len(s.blocks) + len(s.nodes) + count
+            if not was_moved and s.top >= 0 and self.cells.free() + own >= whole:
+                was_moved = True
+                if not self._move_down(s):
+                    return None
+            elif not self._make_room(s):
+                return None
+        blocks, top = [], s.top
+        for _ in range(count):
+            block = self.cells.reserve(top)
+            assert block is not None
+            blocks.append(block)
+            top = block
+        return blocks
+
+    def _make_room(self, s: Sequence) -> bool:
+        if node := self.prefixes.idle():
+            self._evict(node)
+        elif victim := self._victim(s):
+            self.page_out(victim)
+        else:
+            return False
+        return True
+
+    def _victim(self, s: Sequence) -> Sequence | None:
+        others = [v for v in self.sequences.values() if v.id is not None and v is not s]
+        if idle := [v for v in others if v.grant is None]:
+            return min(idle, key=lambda v: v.used_at)
+        if s.grant is None:
+            return None
+        order = s.grant.order
+        later = [v for v in others if v.grant is not None and v.grant.order > order]
+        return max(later, key=lambda v: v.grant.order if v.grant else 0, default=None)
+
+    def _move_down(self, s: Sequence) -> bool:
+        """Move a whole sequence into the lowest free blocks; it then shares no chunk."""
+        assert s.id is not None
+        data, count, image = self._context.state(s.id), s.computed, s.image
+        self._leave(s)
+        s.image = None  # not _adopt's to see
+        s.id = self._take_id(s)
+        blocks = self._reserve(s, -(-count // BLOCK)) if s.id is not None else None
+        s.image = image
+        if blocks is None:
+            return False
+        self._place(s, blocks, count, data)
+        return True
+
+    # --- out of the cells -------------------------------------------------------------------------
+
+    def page_out(self, s: Sequence) -> int:
+        """Move its own cells to RAM, or drop them if RAM is full; how many bytes were moved."""
+        if s.id is None:
+            return 0
+        moved = 0
+        if s.cells and s.image is None:
+            data = self._copy(s.id, s.base, s.computed)
+            if self._fits(data.nbytes):
+                moved = data.nbytes
+                s.image = Image(data, s.base, s.computed)
+                self.ram_used += moved
+        nodes = s.nodes
+        self._leave(s)
+        s.waits_on = nodes
+        for node in nodes:
+            node.waiting += 1
+        return moved
+
+    def image(self, s: Sequence) -> tuple[Bytes, int]:
+        """All of its KV that is in cells, and how many positions that is."""
+        if s.id is None or not s.computed:
+            return np.empty(0, np.uint8), 0
+        return self._context.state(s.id), s.computed
+
+    def give_image(self, s: Sequence, data: Bytes, computed: int) -> None:
+        """KV of its first positions, read from a file; dropped if RAM is full."""
+        if computed and self._fits(data.nbytes):
+            s.image = Image(data, 0, computed)
+            self.ram_used += data.nbytes
+
+    def _copy(self, seq: int, start: int, end: int) -> Bytes:
+        if not start:
+            return self._context.state(seq)
+        self._context.share(seq, SCRATCH, start, end)
+        data = self._context.state(SCRATCH)
+        self._context.forget(SCRATCH)
+        return data
+
+    def _leave(self, s: Sequence) -> None:
+        """Out of the cells, whatever becomes of what was in them."""
+        assert s.id is not None
+        self._context.forget(s.id, s.base)
+        self.cells.drop(s.blocks, s.cells)
+        for node in s.nodes:
+            node.users -= 1
+            if node.holder != s.id:
+                self._context.forget(s.id, node.start, node.start + BLOCK)
+        if not self._held[s.id]:
+            self._free_ids.append(s.id)
+        s.id = None
+        s.computed = 0
+        s.nodes, s.blocks, s.cells, s.room = [], [], [], []
+
+    def _evict(self, node: Node, *, keep: bool = False) -> None:
+        """A chunk nobody stands on leaves the cells: to RAM if it may be wanted, else nowhere."""
+        assert not node.users
+        if keep or node.waiting or node.is_reused:
+            data = self._copy_chunk(node)
+            if self._fits(data.nbytes):
+                node.image = data
+                self.ram_used += data.nbytes
+        self._context.forget(node.holder, node.start, node.start + BLOCK)
+        assert node.block is not None
+        self.cells.drop((node.block,), node.cells)
+        node.block = None
+        self._held[node.holder] -= 1
+        live = {s.id for s in self.sequences.values()}
+        if not self._held[node.holder] and node.holder not in live:
+            self._free_ids.append(node.holder)
+        self.prefixes.prune(node)
+
+    def _copy_chunk(self, node: Node) -> Bytes:
+        self._context.share(node.holder, SCRATCH, node.start, node.start + BLOCK)
+        data = self._context.state(SCRATCH)
+        self._context.forget(SCRATCH)
+        return data
+
+    def _fits(self, size: int) -> bool:
+        """Is there RAM for this? Chunks that nobody waits for make way."""
+        while self.ram_used + size > self.ram_limit:
+            spare = self.prefixes.spare_image()
+            if spare is None or spare.image is None:
+                return False
+            self.ram_used -= spare.image.nbytes
+            spare.image = None
+            self.prefixes.prune(spare)
+        return True
+
+    def _forget_image(self, s: Sequence) -> None:
+        if s.image:
+            s.image.sharers -= 1
+            if not s.image.sharers:
+                self.ram_used -= s.image.data.nbytes
+            s.image = None
+
+    def _stop_waiting(self, s: Sequence) -> None:
+        nodes, s.waits_on = s.waits_on, []
+        for node in nodes:
+            node.waiting -= 1
+        for node in reversed(nodes):
+            self.prefixes.prune(node)
+
+    # --- beginning and end ------------------------------------------------------------------------
+
+    def add(self, s: Sequence) -> None:
+        self.sequences[s.number] = s
+
+    def remove(self, s: Sequence) -> None:
+        del self.sequences[s.number]
+        if s.id is not None:
+            self._leave(s)
+        self._forget_image(s)
+        self._stop_waiting(s)
+
+    def fork(self, s: Sequence, twin: Sequence) -> None:
+        """Give *twin*, which is new, the KV of *s*; cells and images are shared, not copied."""
+        self.add(twin)
+        seq = self._take_id(twin) if s.id is not None else None
+        twin.used_at = self.turn
+        if s.id is not None and seq is not None:
+            twin.id = seq
+            self._context.share(s.id, seq)
+            twin.computed = s.computed
+            twin.nodes, twin.blocks, twin.cells = [*s.nodes], [*s.blocks], [*s.cells]
+            for node in s.nodes:
+                node.users += 1
+                node.is_reused = True
+            self.cells.keep(s.blocks, s.cells)
+        else:
+            if seq is not None:
+                self._free_ids.append(seq)
+            twin.waits_on = [*s.waits_on]
+            for node in s.waits_on:
+                node.waiting += 1
+        if s.image:
+            twin.image = s.image
+            s.image.sharers += 1
+
+    def _take_id(self, s: Sequence) -> int | None:
+        while not self._free_ids:
+            if not self._make_room(s):
+                return None
+        return self._free_ids.pop()
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    @property
+    def cells_used(self) -> int:
+        """Cells that sequences use; chunks that are only kept in case do not count."""
+        kept = sum(node.block is not None and not node.users for node in self.prefixes.nodes())
+        return self.cells.used - kept * BLOCK
+
+    @property
+    def ram_needed(self) -> int:
+        """Bytes of images that sequences need."""
+        images = {id(s.image): s.image.data.nbytes for s in self.sequences.values() if s.image}
+        nodes = (n.image.nbytes for n in self.prefixes.nodes() if n.image is not None and n.waiting)
+        return sum(images.values()) + sum(nodes)
+
+    def check(self) -> list[str]:
+        """Invariants, in numbers."""
+        found = self.cells.check()
+        nodes, everyone = list(self.prefixes.nodes()), list(self.sequences.values())
+        in_cells = [n for n in nodes if n.block is not None]
+        held = len({b for s in everyone for b in s.blocks}) + len(in_cells)
+        if held * BLOCK != self.cells.used:
+            found.append(f"{held} blocks are accounted for, {self.cells.used // BLOCK} are held")
+        images = {id(s.image): s.image.data.nbytes for s in everyone if s.image}
+        ram = sum(images.values()) + sum(n.image.nbytes for n in nodes if n.image is not None)
+        if ram != self.ram_used or ram > self.ram_limit:
+            found.append(f"images take {ram} bytes, counted {self.ram_used} of {self.ram_limit}")
+        ids = {s.id for s in everyone if s.id is not None} | {n.holder for n in in_cells}
+        if len(ids) + len(self._free_ids) != OUTPUTS - FIRST_ID:
+            found.append(f"{len(ids)} ids are used and {len(self._free_ids)} free")
+        for node in nodes:
+            standing = sum(node in s.nodes for s in everyone)
+            waiting = sum(node in s.waits_on for s in everyone)
+            if (standing, waiting) != (node.users, node.waiting):
+                found.append(f"{node!r} is stood on by {standing} and waited for by {waiting}")
+        for s in everyone:
+            lying = [c for n in s.nodes for c in n.cells] + s.cells
+            if len(lying) != s.computed or lying != sorted(lying):
+                found.append(
+                    f"{s!r} lies in {len(lying)} cells, ascending: {lying == sorted(lying)}"
+                )
+            if s.id is not None and self._context.length(s.id) < s.computed:
+                found.append(f"{s!r} has {self._context.length(s.id)} positions in llama.cpp")
+        return found
+
+
+def _cells_of(blocks: Many[int]) -> list[int]:
+    return [cell for block in blocks for cell in range(block * BLOCK, (block + 1) * BLOCK)]

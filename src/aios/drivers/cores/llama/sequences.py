@@ -1,0 +1,112 @@
+"""One generation inside the engine: its tokens, and where their KV is.
+
+The tokens are the prompt and those made; their KV is computed up to ``computed``, which stays one
+short of all of them: the last token made is fed to the model when the next one is wanted. So no
+logits need to be kept, not even in a snapshot.
+
+Its cells, in order of position: one block for each of ``nodes`` (prompt chunks, shared), then its
+own ``cells``, which ascend. ``path marks`` need no storage: positions below ``len(prompt)`` are
+computed as prompt (full chunks of 64 on the grid, the tail in the small path), the others decoded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aios.abi.messages import FinishReason, TokenLogprob
+from aios.drivers.cores.llama.answer import Answer
+from aios.drivers.cores.llama.cells import BLOCK, Bytes
+from aios.drivers.cores.llama.prefixes import Node
+from aios.ports import Prompt
+
+
+class Image:
+    """KV of positions [start, end) in RAM; forks share one."""
+
+    __slots__ = ("data", "end", "sharers", "start")
+
+    def __init__(self, data: Bytes, start: int, end: int) -> None:
+        self.data, self.start, self.end = data, start, end
+        self.sharers = 1
+
+
+class Grant:
+    """A slice in progress: how many tokens it may decode, and what it has done."""
+
+    __slots__ = ("logprobs", "order", "prefilled", "tokens", "wanted")
+
+    def __init__(self, wanted: int, order: int) -> None:
+        self.wanted, self.order = wanted, order
+        self.prefilled = 0
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+
+
+class Sequence:
+    def __init__(
+        self,
+        number: int,
+        prompt: Prompt,
+        tokens: tuple[int, ...],
+        max_tokens: int,
+        answer: Answer,
+        matcher: Any,
+    ) -> None:
+        self.number, self.prompt, self.max_tokens = number, prompt, max_tokens
+        self.tokens = tokens  # of the prompt
+        self.made: list[int] = []
+        self.answer, self.matcher = answer, matcher
+        self.reason: FinishReason | None = None
+        self.grant: Grant | None = None
+        self.is_cancelled = False
+        self.used_at = 0  # of the engine's turns
+        # where its KV is
+        self.id: int | None = None  # in llama.cpp, while it is resident
+        self.computed = 0  # positions whose KV is in cells
+        self.nodes: list[Node] = []
+        self.waits_on: list[Node] = []  # while paged out
+        self.blocks: list[int] = []
+        self.cells: list[int] = []
+        self.room: list[int] = []  # cells of its last block that it may still fill
+        self.image: Image | None = None
+
+    def __repr__(self) -> str:
+        where = "cells" if self.id is not None else "ram" if self.image else "nowhere"
+        return (
+            f"<sequence {self.number}: {len(self.tokens)}+{len(self.made)} tokens, "
+            f"{self.computed} computed, {where}>"
+        )
+
+    @property
+    def base(self) -> int:
+        """The first position that lies in its own cells."""
+        return len(self.nodes) * BLOCK
+
+    @property
+    def top(self) -> int:
+        """Its last block; what comes next must lie above it. -1 if it has none."""
+        if self.blocks:
+            return self.blocks[-1]
+        return self.nodes[-1].cells[0] // BLOCK if self.nodes else -1
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.computed < len(self.tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose KV is not computed yet; 1 when the next step is a plain decode."""
+        return len(self.tokens) + len(self.made) - self.computed
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + len(self.made)
+
+    @property
+    def occupied(self) -> int:
+        """Cells it occupies; those of a shared chunk are divided among who stands on it."""
+        return len(self.blocks) * BLOCK + sum(-(-BLOCK // max(1, n.users)) for n in self.nodes)
+
+    def token(self, position: int) -> int:
+        prompt = len(self.tokens)
+        return self.tokens[position] if position < prompt else self.made[position - prompt]
