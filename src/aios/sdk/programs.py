@@ -65,7 +65,7 @@ def find(name: str, cwd: str | Path | None = None) -> Program:
 
 def names(cwd: str | Path | None = None) -> dict[str, Program]:
     """Every program that goes by a name here; the nearest one wins."""
-    found = {name: _module(name, f"aios.agents.{name}") for name in BUILT_IN}
+    found = {name: built_in(name) for name in BUILT_IN}
     for entry in entry_points(group=GROUP):
         found[entry.name] = _module(entry.name, entry.value)
     manifest = Path(cwd or os.getcwd()) / MANIFEST
@@ -73,6 +73,11 @@ def names(cwd: str | Path | None = None) -> dict[str, Program]:
         program = of_manifest(manifest)
         found[program.name] = program
     return dict(sorted(found.items()))
+
+
+def built_in(name: str) -> Program:
+    """One of the five agents that come with aios; its name is all that is known of it here."""
+    return _module(name, f"aios.agents.{name}")
 
 
 def of_path(path: Path) -> Program:
