@@ -20,6 +20,7 @@ Measured on Cascade Lake (AVX2 build) and Zen 5; tests/machine/test_llama_exact.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from itertools import count as counter
 from pathlib import Path
@@ -77,6 +78,8 @@ class Engine:
         self._orders = counter()
         self._granted: dict[int, Sequence] = {}  # in the order of their grants
         self._ended: list[Done] = []  # outside a turn
+        self.watch: Callable[[int, int, Logits], None] | None = None
+        """Called with a sequence, the position a token is chosen for, and the model's logits."""
 
     def __repr__(self) -> str:
         return f"<engine {self.abilities.model}: {len(self._granted)} run, {self.residency.cells}>"
@@ -249,6 +252,8 @@ class Engine:
     def _sample(self, s: Sequence, logits: Logits) -> None:
         sampling, grant = s.prompt.sampling, s.grant
         assert grant is not None
+        if self.watch:
+            self.watch(s.number, s.length, logits)
         allowed = masked(logits, s.matcher.compute_bitmask()) if s.matcher else logits
         token = choose(allowed, sampling, len(s.made))
         grant.tokens.append(token)
@@ -327,9 +332,8 @@ class Engine:
     # --- what may happen between slices -----------------------------------------------------------
 
     def cancel(self, number: int) -> None:
-        """End its slice at the next turn."""
-        s = self._find(number)
-        s.is_cancelled = s.grant is not None
+        """End it at the next turn, or in the next slice it gets."""
+        self._find(number).is_cancelled = True
 
     def page_out(self, number: int) -> Paged:
         s = self._find_idle(number, "paged out")

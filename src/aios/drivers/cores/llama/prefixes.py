@@ -112,5 +112,7 @@ class Prefixes:
         while node.parent and not (
             node.children or node.users or node.waiting or node.is_somewhere
         ):
+            if node.parent.children.get(node.tokens) is not node:
+                return  # it was taken out before
             del node.parent.children[node.tokens]
             node = node.parent
