@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import chain
 from typing import Any
 
 from aios.abi import events as ev
@@ -25,19 +27,22 @@ from aios.ports import (
     TokensRow,
 )
 
+# Each step of a statement lets go of the interpreter and takes it back, which wakes the event loop
+# for nothing: so few steps. By powers of two, so that all statements stay prepared.
+ROWS_A_STATEMENT = 64
 EVENTS_A_ROW = 256  # at most: a reader of one event decodes its whole row
 
-EVENTS = "INSERT INTO events VALUES (?, ?, ?, ?)"
-PROCESS = "REPLACE INTO processes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-CALL = "REPLACE INTO calls VALUES (?, ?, ?, ?, ?)"
-END = "REPLACE INTO ends VALUES (?, ?, ?, ?, ?)"
-TOKENS = "REPLACE INTO tokens VALUES (?, ?, ?)"
-MESSAGE = "REPLACE INTO contexts VALUES (?, ?, ?, ?)"
-KEY = "REPLACE INTO keys VALUES (?, ?, ?)"
-GRANT = "REPLACE INTO grants VALUES (?, ?, ?, ?)"
-SNAPSHOT = "REPLACE INTO snapshots VALUES (?, ?, ?, ?, ?)"
-OPENED = "REPLACE INTO open_calls VALUES (?)"
-CLOSED = "DELETE FROM open_calls WHERE number = ?"
+EVENTS = "INSERT INTO events VALUES"
+PROCESS = "REPLACE INTO processes VALUES"
+CALL = "REPLACE INTO calls VALUES"
+END = "REPLACE INTO ends VALUES"
+TOKENS = "REPLACE INTO tokens VALUES"
+MESSAGE = "REPLACE INTO contexts VALUES"
+KEY = "REPLACE INTO keys VALUES"
+GRANT = "REPLACE INTO grants VALUES"
+SNAPSHOT = "REPLACE INTO snapshots VALUES"
+OPENED = "REPLACE INTO open_calls VALUES"
+CLOSED = "DELETE FROM open_calls WHERE (number) IN (VALUES"
 FORGET = """
 INSERT INTO forgotten VALUES ('pid', :pid)
     ON CONFLICT DO UPDATE SET number = max(number, excluded.number);
@@ -50,6 +55,14 @@ DELETE FROM calls WHERE pid = :pid;
 DELETE FROM contexts WHERE pid = :pid;
 DELETE FROM processes WHERE pid = :pid;
 """
+
+
+@cache
+def statement(head: str, width: int, rows: int) -> str:
+    """One statement for so many rows of so many values."""
+    row = f"({', '.join('?' * width)})"
+    tail = ")" if head.count("(") > head.count(")") else ""
+    return f"{head} {', '.join([row] * rows)}{tail}"
 
 
 def number_of(call: str) -> int:
@@ -84,8 +97,13 @@ class Rows:
             )
         for call, is_open in self._open.items():
             self._rows[OPENED if is_open else CLOSED].append((call,))
-        for statement, rows in self._rows.items():
-            self._connection.executemany(statement, rows)
+        for head, rows in self._rows.items():
+            done = 0
+            while done < len(rows):
+                size = min(ROWS_A_STATEMENT, 1 << (len(rows) - done).bit_length() - 1)
+                values = list(chain.from_iterable(rows[done : done + size]))
+                self._connection.execute(statement(head, len(rows[0]), size), values)
+                done += size
         self._events.clear()
         self._rows.clear()
         self._open.clear()
