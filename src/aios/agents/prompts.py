@@ -1,4 +1,4 @@
-"""Prompts are files: a conversation in Markdown, a heading for each role, ``{name}`` for a value."""
+"""Prompts are files: a conversation in Markdown, a heading per role, ``{name}`` for a value."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ from aios.sdk.request import Options, Prompt, Tools, build
 from aios.sdk.tools import Tool, Workshop
 
 R = TypeVar("R", bound=Reply)
+INTERPRETER = ("PYTHONPATH", "VIRTUAL_ENV")  # a child in our Python finds what we find
 ROUNDS = 8  # of tool calls in one generate: a model that asks for more has lost its way
 
 
@@ -225,7 +226,7 @@ class Me(Process):
                 argv=found.argv,
                 task=task,
                 cwd=cwd or found.cwd or os.getcwd(),
-                env=dict(env or {}),
+                env={**_interpreter(), **(env or {})},
                 model=model or found.model,
                 budget=budget or found.budget,
                 priority=found.priority if priority is None else priority,
@@ -321,3 +322,7 @@ class Me(Process):
             return {name: value for name, value in options.items() if name != "system"}  # type: ignore[return-value]
         self._said.add((context, system))
         return options
+
+
+def _interpreter() -> dict[str, str]:
+    return {name: os.environ[name] for name in INTERPRETER if name in os.environ}

@@ -13,7 +13,7 @@ import msgspec
 
 from aios.abi.calls import ToolAnswer, ToolCall, ToolInvocation, ToolNext, ToolRegister, ToolReturn
 from aios.abi.messages import Effect, Message, ToolSpec, ToolUse
-from aios.errors import InvalidCall
+from aios.errors import InvalidCall, NotFound
 from aios.sdk import place, schema
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Workshop:
                 return await calling
             finally:
                 calling.cancel()
-        except InvalidCall as error:
+        except (InvalidCall, NotFound) as error:
             return ToolAnswer(error.message, is_error=True)
 
     async def _serve(self) -> None:

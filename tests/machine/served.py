@@ -1,0 +1,43 @@
+"""A kernel on the scripted core behind a real socket, in this process; programs are real."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aios
+from aios.config import Config
+from aios.drivers.programs import OsPrograms
+from aios.sdk.connection import Connection
+from aios.server.app import App
+from aios.server.listener import Listener
+from aios.testing import ScriptedCore, TestKernel, machine
+
+
+class Served:
+    """Where the kernel is, and the key of its user."""
+
+    def __init__(self, kernel: TestKernel, core: ScriptedCore, path: Path) -> None:
+        self.kernel, self.core = kernel, core
+        self.url, self.key = f"unix:{path}", kernel.user_key
+
+    def connect(self, **options: object) -> Connection:
+        return aios.connect(self.url, self.key, **options)
+
+
+@asynccontextmanager
+async def serving(folder: Path, core: ScriptedCore) -> AsyncIterator[Served]:
+    programs = OsPrograms(folder / "logs")
+    async with machine(core=core, programs=programs, snapshots=folder) as kernel:
+        path = folder / "s"
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(str(path))
+        kernel.socket = str(path)
+        listener = Listener(App(kernel, Config().server, lambda: None))
+        await listener.open([unix])
+        try:
+            yield Served(kernel, core, path)
+        finally:
+            await listener.close(2.0)
