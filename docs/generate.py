@@ -6,7 +6,8 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import typer.main
@@ -27,19 +28,34 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, rows)]) + "\n"
 
 
-def first_lines(documented: Any) -> str:
-    """A docstring as one paragraph; empty where a class only has its base's."""
+def own_text(documented: Any) -> str:
+    """A class's own docstring; empty where it only has its base's."""
     text = (
         documented.__dict__.get("__doc__") if isinstance(documented, type) else documented.__doc__
     )
-    return " ".join(inspect.cleandoc(text or "").split())
+    return prose(text or "")
+
+
+def prose(text: str) -> str:
+    """A docstring as one paragraph of Markdown."""
+    return " ".join(inspect.cleandoc(text).split()).replace("``", "`")
 
 
 def kind_of(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    if not text or "[" in str(annotation) or "|" in str(annotation):
-        text = str(annotation)
-    return re.sub(r"\b(?:aios\.abi\.\w+|typing|builtins)\.", "", text)
+    """A type as one writes it, the same on every version of Python."""
+    inner = get_args(annotation)
+    origin = get_origin(annotation)
+    if annotation is type(None):
+        return "None"
+    if annotation is Ellipsis:
+        return "..."
+    if origin is Literal:
+        return " | ".join(repr(value) for value in inner)
+    if origin in (Union, UnionType):
+        return " | ".join(kind_of(kind) for kind in inner)
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(kind_of(kind) for kind in inner)}]"
+    return str(getattr(annotation, "__name__", annotation))
 
 
 def fields_of(struct: type[msgspec.Struct], without: Iterable[str] = ()) -> str:
@@ -82,7 +98,7 @@ def calls_page() -> str:
             parts.append(f"## {heading}\n")
             current = heading
         parts.append(f"### {name}\n")
-        if text := first_lines(call):
+        if text := own_text(call):
             parts.append(text + "\n")
         if fields := fields_of(call, without=("timeout_s", "path")):
             parts.append(fields)
@@ -90,7 +106,7 @@ def calls_page() -> str:
     parts.append("## Replies\n")
     for reply in sorted({call.reply for call in calls.CALLS.values()}, key=lambda r: r.__name__):
         parts.append(f"### Reply {reply.__name__}\n")
-        if text := first_lines(reply):
+        if text := own_text(reply):
             parts.append(text + "\n")
         if fields := fields_of(reply):
             parts.append(fields)
@@ -99,12 +115,12 @@ def calls_page() -> str:
 
 def events_page() -> str:
     parts = [
-        "# Events\n\n" + " ".join(inspect.cleandoc(events.__doc__ or "").split()) + "\n",
+        "# Events\n\n" + prose(events.__doc__ or "") + "\n",
         "Every event has `seq`, `at` (seconds since the epoch) and `pid`.\n",
     ]
     for event in events.EVENTS:
         parts.append(f"## {event.__struct_config__.tag}\n")
-        if text := first_lines(event):
+        if text := own_text(event):
             parts.append(text + "\n")
         if fields := fields_of(event, without=("seq", "at", "pid")):
             parts.append(fields)
@@ -147,7 +163,7 @@ def cli_page() -> str:
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(_placeholder(argument) for argument in arguments)
         parts.append(f"    {name} [OPTIONS] {usage}".rstrip() + "\n")
-        parts.append(" ".join(inspect.cleandoc(command.help or "").split()) + "\n")
+        parts.append(prose(command.help or "") + "\n")
         rows = [
             (
                 f"`{', '.join(p.opts)}`" if p not in arguments else f"`{_placeholder(p)}`",

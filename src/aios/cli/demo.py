@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -27,14 +28,14 @@ from aios.abi.calls import (
     WaitAgent,
 )
 from aios.cli import exits, machine, session, show
-from aios.cli.model import about
+from aios.cli.model import about, fetch_if_missing
 from aios.cli.run import spawning
-from aios.config import Paths
 from aios.errors import AiosError, InvalidCall
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+SLOTS = 3  # of a kernel that the demo starts: fewer than agents, so that preemption is seen
 LOOK_S = 0.25  # between two looks at the process table: the eye follows, the kernel hardly notices
 
 Said = tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
@@ -54,6 +55,14 @@ class Life(Struct, frozen=True):
     @property
     def is_good(self) -> bool:
         return self.status.exit_status == 0
+
+
+class Choice(Struct, frozen=True):
+    """What the command line says about how to run."""
+
+    policy: str
+    quantum: int
+    model: str | None
 
 
 def chosen(agents: str, known: Mapping[str, str]) -> dict[str, str]:
@@ -86,6 +95,13 @@ def said(records: Sequence[CallRecord]) -> Said:
     )
 
 
+def mean_turnaround(lives: Sequence[Life]) -> float:
+    """Seconds from when the first of them was asked for to each one's answer, on average."""
+    asked = min(life.status.created_at for life in lives)
+    answered = [life.status.ended_at or asked for life in lives]
+    return round(sum(answered) / len(answered) - asked, 2)
+
+
 def identical(together: Life, alone: Life) -> bool:
     return together.is_good and alone.is_good and together.said == alone.said and bool(alone.said)
 
@@ -112,12 +128,13 @@ def _process_table(lives: Mapping[int, Status]) -> RenderableType:
 
 
 class Board:
-    """The process table as it changes: live on a terminal, a line a change of state elsewhere."""
+    """The process table: live on a terminal, elsewhere a line for each start and end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Any = None
-        self._seen: dict[int, str] = {}
+        self._begun: set[int] = set()
+        self._ended: set[int] = set()
 
     def __enter__(self) -> Board:
         if self._console.is_terminal:
@@ -136,27 +153,30 @@ class Board:
             self._live.update(_process_table(lives), refresh=True)
             return
         for aid, status in lives.items():
-            state = show.condition(status)
-            if self._seen.get(aid) != state and (status.state == "zombie" or aid not in self._seen):
+            named = f"  process {aid} ({show.program(status.program)})"
+            if aid not in self._begun:
+                self._begun.add(aid)
+                self._console.print(f"{named} has started")
+            if status.state == "zombie" and aid not in self._ended:
+                self._ended.add(aid)
                 used = status.usage
                 self._console.print(
-                    f"  process {aid} ({show.program(status.program)}) {state}: "
-                    f"{used.tokens} tokens in {used.slices} slices, {used.preemptions} preemptions"
+                    f"{named} has ended with {status.exit_status}: {used.tokens} tokens in "
+                    f"{used.slices} slices, {used.preemptions} preemptions"
                 )
-                self._seen[aid] = state
 
 
 # --- what is done ---------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _scheduled(
-    kernel: session.Session, policy: str, quantum: int
-) -> AsyncIterator[SchedulerReport]:
+async def _scheduled(kernel: session.Session, choice: Choice) -> AsyncIterator[SchedulerReport]:
     """The asked policy for as long as the block lasts, then the former one again."""
     before = await kernel.call(GetScheduler(), SchedulerReport)
     former = SetScheduler(policy=before.policy, quantum=before.quantum)
-    now = await kernel.call(SetScheduler(policy=policy, quantum=quantum), SchedulerReport)
+    now = await kernel.call(
+        SetScheduler(policy=choice.policy, quantum=choice.quantum), SchedulerReport
+    )
     try:
         yield now
     finally:
@@ -197,38 +217,45 @@ async def _lives(
     return lives
 
 
-async def _demonstrate(
-    kernel: session.Session, tasks: Mapping[str, str], policy: str, quantum: int, model: str | None
-) -> dict[str, Any]:
-    console = show.console()
-    async with _scheduled(kernel, policy, quantum) as scheduler:
+async def _together(
+    kernel: session.Session, tasks: Mapping[str, str], choice: Choice, console: Console
+) -> tuple[SchedulerReport, list[Life]]:
+    async with _scheduled(kernel, choice) as scheduler:
         console.print(
-            f"{len(tasks)} agents at once: {', '.join(tasks)} "
-            f"({scheduler.policy}, quantum {scheduler.quantum} tokens, {scheduler.slots} slots)"
+            f"{len(tasks)} agents at once, {scheduler.slots} slots, {scheduler.policy}, "
+            f"quantum {scheduler.quantum} tokens:"
         )
-        began = time.monotonic()
         with Board(console) as board:
-            together = await _lives(kernel, tasks, model, board)
-        together_s = time.monotonic() - began
-        for life in together:
-            _print_answer(console, life, tasks[life.name])
-        console.print("\nnow each alone, one after another:")
-        began = time.monotonic()
-        alone: list[Life] = []
-        with Board(console) as board:
-            for name, task in tasks.items():
-                alone += await _lives(kernel, {name: task}, model, board)
-        alone_s = time.monotonic() - began
-    return {
-        "model": together[0].status.model,
-        "policy": scheduler.policy,
-        "quantum": scheduler.quantum,
-        "together_s": round(together_s, 2),
-        "alone_s": round(alone_s, 2),
-        "agents": [
-            _compared(*pair, tasks[pair[0].name]) for pair in zip(together, alone, strict=True)
-        ],
-    }
+            return scheduler, await _lives(kernel, tasks, choice.model, board)
+
+
+async def _alone(
+    kernel: session.Session, tasks: Mapping[str, str], choice: Choice, console: Console
+) -> list[Life]:
+    console.print("\nand now each alone, one after another:")
+    lives: list[Life] = []
+    async with _scheduled(kernel, choice):
+        for name, task in tasks.items():
+            with Board(console) as board:
+                lives += await _lives(kernel, {name: task}, choice.model, board)
+    return lives
+
+
+@contextmanager
+def _kernel(model: str | None) -> Iterator[bool]:
+    """The kernel that runs here, else one for as long as the block lasts; True if it is ours.
+
+    Ours has few slots, so that the agents have to take turns.
+    """
+    if machine.is_here():
+        yield False
+        return
+    fetch_if_missing(model)
+    daemon = machine.start(machine.any_port(), {"AIOS_CORE_SLOTS": str(SLOTS), **os.environ})
+    try:
+        yield True
+    finally:
+        machine.stop(daemon)
 
 
 def _compared(together: Life, alone: Life, task: str) -> dict[str, Any]:
@@ -259,53 +286,76 @@ def _print_answer(console: Console, life: Life, task: str) -> None:
 
 def _print_report(report: dict[str, Any]) -> None:
     agents = report["agents"]
-    show.out("")
-    show.out(
-        show.table(
-            ("AGENT", ">TOKENS", ">SLICES", ">PREEMPTIONS", ">WAITING", ">TURNAROUND", ">ALONE",
-             "SAME WORDS"),
-            (
-                (
-                    agent["name"],
-                    agent["tokens"],
-                    agent["slices"],
-                    agent["preemptions"],
-                    show.seconds(agent["waiting_s"]),
-                    show.seconds(agent["turnaround_s"]),
-                    show.seconds(agent["alone_turnaround_s"]),
-                    "yes" if agent["identical"] else "NO",
-                )
-                for agent in agents
-            ),
-        )
-    )  # fmt: skip
-    print(
-        f"\nall at once {show.seconds(report['together_s'])}, "
-        f"one after another {show.seconds(report['alone_s'])}"
+    columns = (
+        *("AGENT", ">TOKENS", ">SLICES", ">PREEMPTIONS", ">WAITING", ">TURNAROUND", ">ALONE"),
+        "SAME WORDS",
     )
+    rows = (
+        (
+            agent["name"],
+            agent["tokens"],
+            agent["slices"],
+            agent["preemptions"],
+            show.seconds(agent["waiting_s"]),
+            show.seconds(agent["turnaround_s"]),
+            show.seconds(agent["alone_turnaround_s"]),
+            "yes" if agent["identical"] else "NO",
+        )
+        for agent in agents
+    )
+    show.out("")
+    show.out(show.table(columns, rows))
+    show.out("")
+    for way, key in (("all at once", "together"), ("one after another", "alone")):
+        total, mean = report[f"{key}_s"], report[f"{key}_mean_turnaround_s"]
+        print(f"{way + ':':<19}{total:5.1f} s in all, on average {mean:5.1f} s until an answer")
+    if not report["own_kernel"]:
+        print("(the second time, the prompts were in the cache of the kernel that runs here)")
     verdict = "passed" if report["identical"] == report["of"] else "FAILED"
     print(
         f"consistency check {verdict}: the words of {report['identical']} of {report['of']} agents "
-        "are identical, at once (preempted, batched) and alone"
+        "are identical, all at once and alone"
     )
     print(about(report["model"]))
 
 
 def demonstrate(agents: str, policy: str, quantum: int, model: str | None, json: bool) -> int:
-    """The whole demo; its exit code. A kernel that it started is stopped again at the end."""
+    """The whole demo; its exit code. Without a kernel it runs one of its own, afresh for each half,
+    so that the second half finds nothing that the first one has computed.
+    """
     from aios.agents import DEMO
 
     tasks = chosen(agents, DEMO)
-    started = machine.start_if_none(model)
-    try:
-        report = session.use(lambda kernel: _demonstrate(kernel, tasks, policy, quantum, model))
-    finally:
-        daemon = machine.running(Paths.find()) if started else None
-        if daemon is not None:
-            machine.stop(daemon)
-            show.note("the kernel that this demo started has been stopped; `aios up` starts one.")
-    report["identical"] = sum(agent["identical"] for agent in report["agents"])
-    report["of"] = len(report["agents"])
+    choice = Choice(policy, quantum, model)
+    console = show.console()
+    with _kernel(model) as own:
+        if own:
+            show.note(f"no kernel is running; the demo runs one of its own, with {SLOTS} slots.")
+        began = time.monotonic()
+        scheduler, together = session.use(lambda kernel: _together(kernel, tasks, choice, console))
+        together_s = time.monotonic() - began
+    for life in together:
+        _print_answer(console, life, tasks[life.name])
+    with _kernel(model):
+        began = time.monotonic()
+        alone = session.use(lambda kernel: _alone(kernel, tasks, choice, console))
+        alone_s = time.monotonic() - began
+    pairs = zip(together, alone, strict=True)
+    compared = [_compared(*pair, tasks[pair[0].name]) for pair in pairs]
+    report = {
+        "model": together[0].status.model,
+        "policy": scheduler.policy,
+        "quantum": scheduler.quantum,
+        "slots": scheduler.slots,
+        "own_kernel": own,
+        "together_s": round(together_s, 2),
+        "alone_s": round(alone_s, 2),
+        "together_mean_turnaround_s": mean_turnaround(together),
+        "alone_mean_turnaround_s": mean_turnaround(alone),
+        "agents": compared,
+        "identical": sum(agent["identical"] for agent in compared),
+        "of": len(compared),
+    }
     _print_report(report)
     if json:
         show.json(report)

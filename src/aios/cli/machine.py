@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,10 +70,10 @@ def _command(flags: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "aios.server.daemon", *flags]
 
 
-def start(flags: Sequence[str] = ()) -> Daemon:
+def start(flags: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Daemon:
     """Start a daemon and wait until it answers; SetupError says why it cannot."""
     paths = Paths.find()
-    paths.logs.mkdir(parents=True, exist_ok=True)
+    paths.make()
     said = paths.logs / "daemon.err"
     with said.open("wb") as output:
         child = subprocess.Popen(
@@ -81,6 +81,7 @@ def start(flags: Sequence[str] = ()) -> Daemon:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=environment,
             start_new_session=True,
         )
     until = time.monotonic() + START_S
@@ -113,7 +114,7 @@ def stop(daemon: Daemon) -> None:
         time.sleep(LOOK_S)
 
 
-def _a_port() -> list[str]:
+def any_port() -> list[str]:
     """Flags for a kernel that nobody asked for: any free port where the default one is taken."""
     port = next(setting for setting in settings(Paths.find()) if setting.name == "server.port")
     with socket.socket() as probe:
@@ -124,16 +125,20 @@ def _a_port() -> list[str]:
     return []
 
 
-def start_if_none(model: str | None = None) -> bool:
-    """Make sure that a kernel and the model are here; True if this started it (and it was said)."""
-    if "AIOS_URL" in os.environ or running(Paths.find()) is not None:
+def is_here() -> bool:
+    """Whether a kernel runs here, or the environment names one."""
+    return "AIOS_URL" in os.environ or running(Paths.find()) is not None
+
+
+def start_if_none(model: str | None = None) -> None:
+    """Make sure that a kernel and the model are here, and say what had to be done for it."""
+    if is_here():
         if model is not None:
             fetch_if_known(model)
-        return False
+        return
     fetch_if_missing(model)
-    daemon = start(_a_port())
+    daemon = start(any_port())
     show.note(f"no kernel was running; started one (process {daemon.pid}), `aios down` stops it.")
-    return True
 
 
 def up(
