@@ -1,0 +1,161 @@
+"""The whole machine on the embedded model: crashes, suspension, snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aios.abi import calls as abi
+from aios.abi.messages import Sampling
+from aios.config import Paths
+from aios.drivers.cores.llama.core import LlamaCore
+from aios.errors import InvalidCall
+from aios.kernel.trace import check_ends
+from aios.models import ModelStore
+from aios.testing import TestKernel, machine, user
+
+pytestmark = pytest.mark.model
+
+TOPICS = ["rain", "bread", "ships", "clocks", "bees", "snow", "maps", "bridges"]
+
+
+@pytest.fixture
+async def core() -> AsyncIterator[LlamaCore]:
+    file = ModelStore(Paths.find().models).ensure("smollm2-135m")
+    core = LlamaCore(file.path, "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20)
+    await core.start()
+    yield core
+    await core.close()
+
+
+def about(topic: str, number: int, max_tokens: int = 24) -> abi.Generate:
+    """Greedy for even numbers, seeded sampling for odd ones."""
+    sampling = Sampling(temperature=0.8 * (number % 2), seed=number, max_tokens=max_tokens)
+    return abi.Generate(messages=user(f"Write about {topic}."), context=None, sampling=sampling)
+
+
+async def sound(kernel: TestKernel) -> None:
+    assert await kernel.check() == []
+    login = kernel.identify(kernel.user_key)
+    events = [event async for event in kernel.events(login)]
+    living = [("process", process.pid) for process in kernel.processes if process.state != "zombie"]
+    assert check_ends(events, living) == []
+
+
+async def texts(
+    kernel: TestKernel, tokens_before_kill: int = 0, core: LlamaCore | None = None
+) -> list[str]:
+    """All eight at once; with *core*, its worker is killed once so many tokens are made."""
+    login = kernel.identify(kernel.user_key)
+    tasks = [
+        asyncio.ensure_future(kernel.trap(login, about(topic, number)))
+        for number, topic in enumerate(TOPICS)
+    ]
+    if core is not None:
+        process = kernel.processes.find(login)
+        before = process.usage.completion_tokens
+        while process.usage.completion_tokens - before < tokens_before_kill:
+            await asyncio.sleep(0.01)
+        assert core.os_pid is not None
+        os.kill(core.os_pid, signal.SIGKILL)
+    replies = await asyncio.gather(*tasks)
+    return [reply.message.content for reply in replies]  # type: ignore[attr-defined]
+
+
+async def test_a_worker_killed_under_eight_generations_costs_no_token(core: LlamaCore) -> None:
+    async with machine(core=core) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=6))
+        expected = await texts(kernel)
+        assert len(set(expected)) == 8
+        assert await texts(kernel, 60, core) == expected
+        assert core.restarts == 1
+        await sound(kernel)
+
+
+async def test_suspended_mid_sentence_and_continued_on_the_same_token(core: LlamaCore) -> None:
+    async with machine(core=core) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=4))
+        expected = await kernel.trap(login, about("rain", 1))
+        spawned = await kernel.trap(login, abi.SpawnAgent(program="writer"))
+        assert isinstance(spawned, abi.Spawned)
+        pid = kernel.identify(str(spawned.key))
+        shown: list[str] = []
+        task = asyncio.ensure_future(
+            kernel.trap(pid, about("rain", 1), lambda delta: shown.append(delta.text))
+        )
+        while not shown:
+            await asyncio.sleep(0.01)
+        await kernel.trap(login, abi.SuspendAgent(aid=pid))
+        await texts(kernel)  # others use the core meanwhile
+        made = kernel.processes.find(pid).usage.completion_tokens
+        await kernel.trap(login, about("bread", 0))
+        assert kernel.processes.find(pid).usage.completion_tokens == made
+        assert 0 < made < 24
+        await kernel.trap(login, abi.ResumeAgent(aid=pid))
+        reply = await task
+        assert isinstance(expected, abi.Generation)
+        assert isinstance(reply, abi.Generation)
+        assert reply.message == expected.message
+        assert "".join(shown) == reply.message.content
+        await sound(kernel)
+
+
+async def test_a_snapshot_goes_on_elsewhere_and_a_damaged_one_is_refused(
+    core: LlamaCore, tmp_path: Path
+) -> None:
+    async with machine(core=core, snapshots=tmp_path) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=4))
+        shown: list[str] = []
+        task = asyncio.ensure_future(
+            kernel.trap(login, about("ships", 3, 32), lambda delta: shown.append(delta.text))
+        )
+        while not shown:
+            await asyncio.sleep(0.01)
+        snapshot = await kernel.trap(login, abi.GenSnapshot())
+        assert isinstance(snapshot, abi.Snapshot)
+        original = await task
+        restored = await kernel.trap(login, abi.GenRestore(snapshot=snapshot.snapshot))
+        assert isinstance(original, abi.Generation)
+        assert isinstance(restored, abi.Generation)
+        assert restored.message == original.message
+        assert snapshot.tokens < restored.usage.tokens
+        file = tmp_path / f"{snapshot.snapshot}.snapshot"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(InvalidCall, match="snapshot"):
+            await kernel.trap(login, abi.GenRestore(snapshot=snapshot.snapshot))
+        await sound(kernel)
+
+
+async def test_more_contexts_than_cells_are_paged_and_end_alike(core: LlamaCore) -> None:
+    """12 generations of about 400 tokens in a pool of 1,024 cells: paged out, the same words."""
+    file = ModelStore(Paths.find().models).ensure("smollm2-135m")
+    small = LlamaCore(file.path, "smollm2-135m", slots=2, threads=2, cells=1024, ram_bytes=64 << 20)
+    await small.start()
+    long = [
+        abi.Generate(
+            messages=user(f"{topic} and more {topic}, " * 70),
+            context=None,
+            sampling=Sampling(max_tokens=10),
+        )
+        for topic in TOPICS[:5]
+    ]
+    try:
+        async with machine(core=core) as kernel:
+            login = kernel.identify(kernel.user_key)
+            roomy = [await kernel.trap(login, call) for call in long]
+        async with machine(core=small) as kernel:
+            login = kernel.identify(kernel.user_key)
+            await kernel.trap(login, abi.SetScheduler(quantum=3))
+            tight = await asyncio.gather(*(kernel.trap(login, call) for call in long))
+            assert [r.message for r in tight] == [r.message for r in roomy]  # type: ignore[attr-defined]
+            await sound(kernel)
+    finally:
+        await small.close()
