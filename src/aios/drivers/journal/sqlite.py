@@ -47,6 +47,8 @@ T = TypeVar("T")
 Append = tuple[Sequence[Record], asyncio.Future[None]]
 
 BUSY_MS = 5_000  # how long to wait for a person who has the file open in another program
+QUIET_TURNS = 2  # of the loop: a task that was just woken appends in the second
+GATHER_TURNS = 8  # of the loop, at most: under full load a group must leave as well
 CHECKPOINT_PAGES = 4_000  # 16 MB of WAL: pages written again and again are copied once
 
 UNREADABLE = (apsw.Error, msgspec.DecodeError, UnicodeDecodeError, struct.error)
@@ -109,9 +111,18 @@ class SqliteJournal:
             _answer([future], f"the journal {self._path} is closed: start the kernel again.")
             return future
         if not self._waiting:
-            loop.call_soon(self._hand_over)  # one wake-up of the writer for a whole turn
+            loop.call_soon(self._gather, loop, 0, 0, GATHER_TURNS)
         self._waiting.append((records, future))
         return future
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, before: int, quiet: int, turns: int) -> None:
+        """Hand over when the loop has turned without news: all who can append now have."""
+        here = len(self._waiting)
+        quiet = 0 if here > before else quiet + 1
+        if quiet < QUIET_TURNS and turns:
+            loop.call_soon(self._gather, loop, here, quiet, turns - 1)
+        else:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         if self._waiting:
