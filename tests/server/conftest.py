@@ -15,7 +15,7 @@ from msgspec import structs
 from aios.config import Config, Server
 from aios.server import listener
 from aios.server.app import App
-from aios.testing import ScriptedCore, TestKernel, machine
+from aios.testing import ScriptedCore, TestKernel, machine, settle
 
 HEARTBEAT_S = 0.05
 
@@ -54,7 +54,12 @@ class Site:
         """Wait until something holds in the kernel; the test's own limit is the bound."""
         async with asyncio.timeout(10):
             while not holds():
-                await asyncio.sleep(0)
+                await settle(1)
+
+    async def until_core_is_free(self) -> None:
+        async with asyncio.timeout(10):
+            while (await self.core.residency()).sequences:
+                await settle(1)
 
     def open_calls(self) -> list[str]:
         return [call.name for p in self.kernel.processes for call in p.calls.values()]

@@ -54,9 +54,9 @@ async def test_errors_keep_their_status_and_code(site: Site) -> None:
 async def test_a_stream_tells_each_slice_then_the_reply(tmp_path: Path) -> None:
     text = " ".join(f"word{i}" for i in range(80))
     async with serving(tmp_path, ScriptedCore([text])) as site, site.http() as http:
-        async with http.stream("POST", "/api/stream", json=GENERATE) as response:
-            assert response.headers["content-type"].startswith("text/event-stream")
-            events = await lines(response)
+        response = await http.post("/api/stream", json=GENERATE)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = await lines(response)
     *deltas, (name, reply) = events
     assert name == "reply"
     assert {name for name, _ in deltas} == {"delta"}
@@ -109,9 +109,7 @@ async def test_a_client_that_goes_away_takes_its_call_along(gated: Site, path: s
     await gated.until(lambda: gated.open_calls() == ["generate"])
     writer.close()
     await gated.until(lambda: gated.open_calls() == [])
-    async with asyncio.timeout(5):
-        while (await gated.core.residency()).sequences:
-            await asyncio.sleep(0)
+    await gated.until_core_is_free()
     assert await gated.kernel.check() == []
 
 

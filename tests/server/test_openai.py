@@ -167,12 +167,16 @@ async def test_seeds_of_choices_differ(site: Site, client: AsyncOpenAI) -> None:
     assert sorted(seeds) == [7, 8, 9]
 
 
+def text(content: str) -> Any:
+    return {"type": "text", "text": content}
+
+
 async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
     await client.chat.completions.create(
         model="scripted",
         messages=[
             {"role": "developer", "content": "be kind"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": [text("a"), text("b")]},
         ],
         max_completion_tokens=9,
         max_tokens=5,
@@ -182,7 +186,7 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
         metadata={"a": "b"},
         store=True,
         extra_body={"something": {"new": [1]}},
-    )  # fmt: skip
+    )
     login = site.kernel.identify(site.key)
     (history,) = await site.kernel.journal.calls(login, 1)
     assert wire.decode_call(history.start.request) == Generate(
@@ -300,17 +304,14 @@ async def test_a_failure_in_mid_stream_reaches_the_client(tmp_path: Path) -> Non
     core = ScriptedCore(["word " * 100], gated=True)
     async with serving(tmp_path, core) as site, client_of(site) as client:
         core.step()
-        stream = await client.chat.completions.create(
-            model="scripted", messages=HELLO, stream=True
-        )
-        seen = []
+        stream = await client.chat.completions.create(model="scripted", messages=HELLO, stream=True)
+        chunks = aiter(stream)
+        assert (await anext(chunks)).choices[0].delta.role == "assistant"
+        assert (await anext(chunks)).choices[0].delta.content
+        login = site.kernel.processes.find(site.kernel.identify(site.key))
+        await site.kernel.processes.kill(login, "enough")
         with pytest.raises(openai.APIError, match="enough"):
-            async for chunk in stream:
-                seen.append(chunk)
-                login = site.kernel.processes.find(site.kernel.identify(site.key))
-                if site.open_calls():
-                    await site.kernel.processes.kill(login, "enough")
-        assert seen
+            await anext(chunks)
 
 
 async def test_a_client_that_leaves_its_stream_frees_the_core(tmp_path: Path) -> None:
@@ -324,9 +325,7 @@ async def test_a_client_that_leaves_its_stream_frees_the_core(tmp_path: Path) ->
             break
         await stream.close()
         await site.until(lambda: site.open_calls() == [])
-        async with asyncio.timeout(5):
-            while (await core.residency()).sequences:
-                await asyncio.sleep(0)
+        await site.until_core_is_free()
 
 
 def test_the_synchronous_client(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ uvicorn's own Server would poll ten times a second and take the signals; an idle
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -24,6 +23,39 @@ KEEP_ALIVE_S = 75  # longer than a client's pool keeps a connection, so that we 
 logger = logging.getLogger("aios.server")
 
 
+class Corked(asyncio.Transport):
+    """A transport that sends what one turn of the loop wrote in one piece.
+
+    uvicorn writes the head and the body of an answer apart: two system calls, two packets and two
+    wake-ups of the client, a quarter of what a small request costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, loop
+        self._pending: list[bytes] = []
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
+        self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
+        self.abort = transport.abort  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending.append(bytes(data))
+
+    def _flush(self) -> None:
+        if self._pending:
+            data = b"".join(self._pending)
+            self._pending.clear()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection; hangs up on heads that are too long and on requests too slow."""
 
@@ -34,7 +66,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Corked(transport, self.loop))
         self._late = self.loop.call_later(self.arrival_s, self._hang_up)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -126,5 +158,4 @@ class Listener:
                 )
                 await asyncio.wait(late, timeout=grace_s)
         for connection in list(self._state.connections):
-            with contextlib.suppress(AttributeError):
-                connection.transport.abort()
+            connection.transport.abort()

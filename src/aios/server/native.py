@@ -132,7 +132,9 @@ class Native:
         await exchange.answer(self._openapi)
 
     def _check_user(self, exchange: Exchange) -> None:
-        if self._kernel.processes.find(exchange.pid).parent is not None:  # only a user's login has none
+        if (
+            self._kernel.processes.find(exchange.pid).parent is not None
+        ):  # only a user's login has none
             raise PermissionDenied(
                 f"{exchange.path} needs a user's key, and this is the key of process "
                 f"{exchange.pid}: use the key that `aios up` made."

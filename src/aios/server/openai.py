@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -286,7 +286,7 @@ class About:
     """What all parts of one answer say."""
 
     def __init__(self, model: str) -> None:
-        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self.id = f"chatcmpl-{random.getrandbits(96):024x}"  # a name, not a secret
         self.created = int(time.time())
         self.model = model
 
