@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aios
 from aios.config import Config
@@ -13,14 +14,14 @@ from aios.drivers.programs import OsPrograms
 from aios.sdk.connection import Connection
 from aios.server.app import App
 from aios.server.listener import Listener
-from aios.testing import ScriptedCore, TestKernel, machine
+from aios.testing import TestKernel, machine
 
 
 class Served:
     """Where the kernel is, and the key of its user."""
 
-    def __init__(self, kernel: TestKernel, core: ScriptedCore, path: Path) -> None:
-        self.kernel, self.core = kernel, core
+    def __init__(self, kernel: TestKernel, path: Path) -> None:
+        self.kernel = kernel
         self.url, self.key = f"unix:{path}", kernel.user_key
 
     def connect(self, **options: object) -> Connection:
@@ -28,9 +29,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, core: ScriptedCore) -> AsyncIterator[Served]:
+async def serving(folder: Path, **parts: Any) -> AsyncIterator[Served]:
+    """*parts* are those of ``aios.testing.machine``: core, cores, config."""
     programs = OsPrograms(folder / "logs")
-    async with machine(core=core, programs=programs, snapshots=folder) as kernel:
+    async with machine(programs=programs, snapshots=folder, **parts) as kernel:
         path = folder / "s"
         unix = socket.socket(socket.AF_UNIX)
         unix.bind(str(path))
@@ -38,6 +40,6 @@ async def serving(folder: Path, core: ScriptedCore) -> AsyncIterator[Served]:
         listener = Listener(App(kernel, Config().server, lambda: None))
         await listener.open([unix])
         try:
-            yield Served(kernel, core, path)
+            yield Served(kernel, path)
         finally:
             await listener.close(2.0)

@@ -19,13 +19,19 @@ from aios.testing import ScriptedCore
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    async with serving(tmp_path, ScriptedCore()) as found:
+    async with serving(tmp_path, core=ScriptedCore()) as found:
         yield found
 
 
 @pytest.fixture
-async def gated(tmp_path: Path) -> AsyncIterator[Served]:
-    async with serving(tmp_path, ScriptedCore(gated=True)) as found:
+def core() -> ScriptedCore:
+    """The core of ``gated``: it runs a slice when the test says ``step``."""
+    return ScriptedCore(gated=True)
+
+
+@pytest.fixture
+async def gated(tmp_path: Path, core: ScriptedCore) -> AsyncIterator[Served]:
+    async with serving(tmp_path, core=core) as found:
         yield found
 
 
@@ -106,7 +112,7 @@ async def fail(a: int) -> int:
 
 async def test_tools_are_called_through_the_kernel(tmp_path: Path) -> None:
     core = ScriptedCore(asking)
-    async with serving(tmp_path, core) as served, served.connect(program="adder") as me:
+    async with serving(tmp_path, core=core) as served, served.connect(program="adder") as me:
         answer = await me.generate("add", tools=[add], tool_choice="add")
         assert answer.text == "It is 2."
         assert answer.usage.calls == 2
@@ -119,7 +125,7 @@ async def test_tools_are_called_through_the_kernel(tmp_path: Path) -> None:
 
 async def test_a_failing_tool_is_an_answer(tmp_path: Path) -> None:
     core = ScriptedCore(asking)
-    async with serving(tmp_path, core) as served, served.connect(program="adder") as me:
+    async with serving(tmp_path, core=core) as served, served.connect(program="adder") as me:
         answer = await me.generate("x", tools=[fail], tool_choice="fail")
         assert answer.text == "It is ValueError: 1 is unlucky."
 
@@ -243,7 +249,7 @@ async def test_suspend_resume_kill(gated: Served) -> None:
         me.ended = True
 
 
-async def test_snapshot_and_restore(gated: Served) -> None:
+async def test_snapshot_and_restore(gated: Served, core: ScriptedCore) -> None:
     async with gated.connect(program="teller") as me:
         text = " ".join(f"w{n}" for n in range(60))  # more than one slice long
         work = asyncio.ensure_future(me.generate(text, context=None))
@@ -251,11 +257,11 @@ async def test_snapshot_and_restore(gated: Served) -> None:
         await _until(lambda: process.calls)
         freezing = asyncio.ensure_future(me.snapshot())
         await _until(lambda: len(process.calls) == 2)
-        gated.core.step(8)
+        core.step(8)
         answer = await work
         frozen = await freezing
         again = asyncio.ensure_future(me.restore(frozen.snapshot))
-        gated.core.step(8)
+        core.step(8)
         assert (await again).text == answer.text == f"You said: {text}"
 
 

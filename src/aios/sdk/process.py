@@ -277,6 +277,10 @@ class Me(Process):
         """The processes that this one may see; ``all`` includes those that have ended."""
         return (await self.call(ListAgents(all=all), Processes)).processes
 
+    def watch(self, *, after: int = 0, follow: bool = True) -> AsyncGenerator[Event, None]:
+        """What happens to all the processes that this one may see, from event number *after* on."""
+        return self._link.events(self.key, after=after, follow=follow)
+
     def process(self, aid: int) -> Process:
         """Another process, by its number."""
         return Process(self._link, self.key, aid)

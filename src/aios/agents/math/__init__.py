@@ -45,10 +45,10 @@ def expressions(task: str) -> str:
 
 
 def value(expression: str) -> Fraction | None:
-    """What it comes to, exactly; None for a division by zero."""
+    """What it comes to, exactly; None if it comes to nothing (1 / 0) or is no calculation."""
     try:
         return _value(ast.parse(expression, mode="eval").body)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, SyntaxError, ValueError, KeyError):
         return None
 
 
