@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -331,3 +333,42 @@ async def test_a_sync_agent_is_called_from_plain_python(served: Served) -> None:
     assert await asyncio.to_thread(work) == "You said: hi"
     with pytest.raises(InvalidCall, match=r"await caller\.run"):
         asker("hi")
+
+
+async def test_ctrl_c_in_plain_python_ends_the_call_and_the_process(served: Served) -> None:
+    script = (
+        "import aios\n"
+        f"with aios.connect_sync({served.url!r}, {served.key!r}, program='waiter') as me:\n"
+        "    me.receive()\n"
+    )
+    python = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stderr=asyncio.subprocess.PIPE
+    )
+
+    def waiting() -> bool:
+        found = [p for p in served.kernel.processes if p.program == "waiter"]
+        return any(call.name == "recv_message" for p in found for call in p.calls.values())
+
+    await _until(waiting)
+    python.send_signal(signal.SIGINT)
+    _, said = await python.communicate()
+    assert said.endswith(b"KeyboardInterrupt\n")
+    async with served.connect() as me:
+        [ended] = [p for p in await me.processes(all=True) if p.program == "waiter"]
+        assert (ended.state, ended.exit_status) == ("zombie", 1)
+        assert ended.open_calls == ()
+
+
+async def test_an_agent_killed_while_it_generates_ends_with_it(
+    gated: Served, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import aios\n\n\n@aios.agent\nasync def slow(me, task):\n    await me.generate(task)\n"
+    )
+    async with gated.connect() as me:
+        child = await me.spawn(str(tmp_path / "slow.py"), "hi")
+        process = gated.kernel.processes.get(child.aid)
+        await _until(lambda: any(call.name == "generate" for call in process.calls.values()))
+        ended = await child.kill("enough")
+        assert ended.reason == "enough"
+        assert (await child.status()).open_calls == ()
