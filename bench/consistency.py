@@ -9,21 +9,15 @@ eleven others; two slots, a quantum of 4 tokens and few cells make the kernel pr
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import aios
 from aios import agents
 from aios.config import Core, Paths
 from aios.models import ModelStore
+from bench.daemon import daemon
 
 REQUESTS = {
     "math": (
@@ -46,20 +40,14 @@ REQUESTS = {
     ),
 }
 RUNS = [(name, REQUESTS[name][n]) for n in range(4) for name in REQUESTS]
-PRESSURE = {"AIOS_CORE_SLOTS": "2", "AIOS_CORE_CELLS": "1024", "AIOS_SCHEDULER_QUANTUM": "4"}
-READY_S = 60.0
-
 Said = list[tuple[Any, Any]]
 
 
 def run() -> dict[str, Any]:
-    models = Paths.find().models
-    ModelStore(models).ensure(Core().model)
-    with (
-        tempfile.TemporaryDirectory(prefix="aios-bench-") as home,
-        _daemon(Path(home), models) as url,
-    ):
-        return asyncio.run(_measure(url, (Path(home) / "key").read_text()))
+    ModelStore(Paths.find().models).ensure(Core().model)
+    # so few that the kernel must preempt and page out
+    with daemon(core_slots=2, core_cells=1024, scheduler_quantum=4) as started:
+        return asyncio.run(_measure(started.socket, started.key))
 
 
 async def _measure(url: str, key: str) -> dict[str, Any]:
@@ -102,24 +90,3 @@ async def _transcript(me: aios.Me, name: str, task: str) -> Said:
         raise RuntimeError(f"{name} ended with {ended.exit_status}: {ended.reason}")
     calls = [call for call in await child.transcript() if call.name == "generate"]
     return [(call.request["messages"], call.reply["message"]) for call in calls]
-
-
-@contextmanager
-def _daemon(home: Path, models: Path) -> Iterator[str]:
-    """A kernel of its own under pressure; its address. The key is put into ``home/key``."""
-    environment = {**os.environ, **PRESSURE, "AIOS_HOME": str(home), "AIOS_MODELS": str(models)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aios.server.daemon", "--no-tcp"], env=environment
-    )
-    try:
-        until = time.monotonic() + READY_S
-        while not (home / "run" / "daemon.json").exists():
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError("the daemon of the bench did not start")
-            time.sleep(0.05)
-        [key] = (home / "data" / "keys").iterdir()
-        (home / "key").write_text(key.read_text().strip())
-        yield f"unix:{home / 'run' / 'aios.sock'}"
-    finally:
-        process.terminate()
-        process.wait(30)
