@@ -2,7 +2,7 @@
 
 ``vs_engine`` is the system's tokens a second (agents over HTTP, kernel, journal, worker) divided
 by those of the same engine driven directly in a loop; ``vs_server`` by those of llama.cpp's server
-from the same wheel, with the same model file, threads and slots. The workload is in bench/engine.py.
+from the same wheel, with the same model file, threads and slots; bench/engine.py has the workload.
 The three take turns, several times, and each ratio is of neighbours: both share the machine's mood.
 """
 

@@ -43,6 +43,7 @@ async def test_at_the_cap_a_process_is_suspended_and_a_new_budget_lets_it_go_on(
         usage = await kernel.trap(login, abi.GetUsage(aid=pid))
         assert isinstance(usage, abi.UsageReport)
         assert usage.budget.tokens == 100 - 6
+        assert usage.usage.calls == 1
         assert await kernel.check() == []
 
 

@@ -127,7 +127,10 @@ async def run(
                 durable.add_done_callback(partial(_show, call, delta))
     finally:
         process.usage += Usage(
-            preemptions=ticket.preemptions, waiting_s=ticket.waited_s, running_s=ticket.ran_s
+            calls=1,
+            preemptions=ticket.preemptions,
+            waiting_s=ticket.waited_s,
+            running_s=ticket.ran_s,
         )
         await scheduler.release(ticket)
     return Generation(
