@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aios.abi import calls as abi
-from aios.abi.messages import Sampling
+from aios.abi.messages import Delta, Sampling
 from aios.config import Paths
 from aios.drivers.cores.llama.core import LlamaCore
 from aios.errors import InvalidCall
@@ -47,22 +47,32 @@ async def sound(kernel: TestKernel) -> None:
     assert check_ends(events, living) == []
 
 
-async def texts(
-    kernel: TestKernel, tokens_before_kill: int = 0, core: LlamaCore | None = None
-) -> list[str]:
-    """All eight at once; with *core*, its worker is killed once so many tokens are made."""
+class Shown:
+    """Collects what a generation shows; ``some`` is set once that were *enough* slices."""
+
+    def __init__(self, enough: int = 1) -> None:
+        self.parts: list[str] = []
+        self.some = asyncio.Event()
+        self._enough = enough
+
+    def __call__(self, delta: Delta) -> None:
+        self.parts.append(delta.text)
+        if len(self.parts) >= self._enough:
+            self.some.set()
+
+
+async def texts(kernel: TestKernel, kill: LlamaCore | None = None) -> list[str]:
+    """All eight at once; the worker of *kill* is killed when each has had a slice or two."""
     login = kernel.identify(kernel.user_key)
+    shown = Shown(12)
     tasks = [
-        asyncio.ensure_future(kernel.trap(login, about(topic, number)))
+        asyncio.ensure_future(kernel.trap(login, about(topic, number), shown))
         for number, topic in enumerate(TOPICS)
     ]
-    if core is not None:
-        process = kernel.processes.find(login)
-        before = process.usage.completion_tokens
-        while process.usage.completion_tokens - before < tokens_before_kill:
-            await asyncio.sleep(0.01)
-        assert core.os_pid is not None
-        os.kill(core.os_pid, signal.SIGKILL)
+    if kill is not None:
+        await shown.some.wait()
+        assert kill.os_pid is not None
+        os.kill(kill.os_pid, signal.SIGKILL)
     replies = await asyncio.gather(*tasks)
     return [reply.message.content for reply in replies]  # type: ignore[attr-defined]
 
@@ -73,7 +83,7 @@ async def test_a_worker_killed_under_eight_generations_costs_no_token(core: Llam
         await kernel.trap(login, abi.SetScheduler(quantum=6))
         expected = await texts(kernel)
         assert len(set(expected)) == 8
-        assert await texts(kernel, 60, core) == expected
+        assert await texts(kernel, core) == expected
         assert core.restarts == 1
         await sound(kernel)
 
@@ -86,12 +96,9 @@ async def test_suspended_mid_sentence_and_continued_on_the_same_token(core: Llam
         spawned = await kernel.trap(login, abi.SpawnAgent(program="writer"))
         assert isinstance(spawned, abi.Spawned)
         pid = kernel.identify(str(spawned.key))
-        shown: list[str] = []
-        task = asyncio.ensure_future(
-            kernel.trap(pid, about("rain", 1), lambda delta: shown.append(delta.text))
-        )
-        while not shown:
-            await asyncio.sleep(0.01)
+        shown = Shown()
+        task = asyncio.ensure_future(kernel.trap(pid, about("rain", 1), shown))
+        await shown.some.wait()
         await kernel.trap(login, abi.SuspendAgent(aid=pid))
         await texts(kernel)  # others use the core meanwhile
         made = kernel.processes.find(pid).usage.completion_tokens
@@ -103,7 +110,7 @@ async def test_suspended_mid_sentence_and_continued_on_the_same_token(core: Llam
         assert isinstance(expected, abi.Generation)
         assert isinstance(reply, abi.Generation)
         assert reply.message == expected.message
-        assert "".join(shown) == reply.message.content
+        assert "".join(shown.parts) == reply.message.content
         await sound(kernel)
 
 
@@ -113,12 +120,9 @@ async def test_a_snapshot_goes_on_elsewhere_and_a_damaged_one_is_refused(
     async with machine(core=core, snapshots=tmp_path) as kernel:
         login = kernel.identify(kernel.user_key)
         await kernel.trap(login, abi.SetScheduler(quantum=4))
-        shown: list[str] = []
-        task = asyncio.ensure_future(
-            kernel.trap(login, about("ships", 3, 32), lambda delta: shown.append(delta.text))
-        )
-        while not shown:
-            await asyncio.sleep(0.01)
+        shown = Shown()
+        task = asyncio.ensure_future(kernel.trap(login, about("ships", 3, 32), shown))
+        await shown.some.wait()
         snapshot = await kernel.trap(login, abi.GenSnapshot())
         assert isinstance(snapshot, abi.Snapshot)
         original = await task
