@@ -54,20 +54,19 @@ class Running(Struct, frozen=True):
 async def serve(settings: Config, paths: Paths) -> None:
     """Run a kernel and its server until a signal or ``POST /api/down``.
 
-    Conflict if a daemon has this data directory already, SetupError if the machine says no.
+    Conflict if a daemon has this directory already, SetupError if the machine says no.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    for folder in (paths.data, paths.runtime, paths.keys, paths.logs):
-        _private(folder)
-    with _lock(paths.data / "daemon.lock"), log.to_file(paths.logs / "daemon.log"):
+    paths.make()
+    with _lock(paths.runtime / "daemon.lock"), log.to_file(paths.logs / "daemon.log"):
         with contextlib.ExitStack() as stack:
             unix = stack.enter_context(_unix_socket(paths.socket))
             tcp = stack.enter_context(_tcp_socket(settings.server)) if settings.server.tcp else None
             async with boot.machine(settings, paths) as kernel:
-                _keep_key(kernel, paths.keys / kernel.user)
+                await _keep_key(kernel, paths.keys / kernel.user)
                 listener = Listener(App(kernel, settings.server, stopping.set))
                 await listener.open([unix, tcp] if tcp else [unix])
                 running = Running(
@@ -75,7 +74,10 @@ async def serve(settings: Config, paths: Paths) -> None:
                 )
                 kernel.base_url, kernel.socket = running.url, running.socket
                 with _announced(paths.runtime / "daemon.json", running):
-                    logger.info("serving %s and %s", running.socket, running.url)
+                    where = " and ".join(filter(None, (running.url, running.socket)))
+                    logger.info("serving %s", where)
+                    sys.stdout.write(f"aios: serving {where}\n")
+                    sys.stdout.flush()
                     gc.freeze()  # what is here now stays: later collections need not look at it
                     await stopping.wait()
                 logger.info("stopping")
@@ -86,20 +88,9 @@ async def serve(settings: Config, paths: Paths) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _private(folder: Path) -> None:
-    """Make sure of a folder that is ours and only ours."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.geteuid():
-            raise SetupError(f"{folder} belongs to another user: choose another AIOS_HOME.")
-        folder.chmod(0o700)
-    except OSError as error:
-        raise SetupError(f"{folder} cannot be used: {error.strerror}.") from error
-
-
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Hold a data directory; a record lock, for a forked child must not keep it."""
+    """Hold a runtime directory (the journal holds the data); a forked child does not keep it."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
@@ -128,10 +119,11 @@ def _write_private(file: Path, content: bytes) -> None:
     draft.replace(file)
 
 
-def _keep_key(kernel: Kernel, file: Path) -> None:
+async def _keep_key(kernel: Kernel, file: Path) -> None:
     """The user's key file: made at the first start, and again if it was lost."""
     key = kernel.ensure_user_key(file.name, renew=not file.exists())
     if key is not None:
+        await kernel.trace.record()  # the key is durable before anybody holds it
         _write_private(file, f"{key}\n".encode())
         logger.info("wrote a new key for %s", file.name)
 
@@ -219,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AiosError as error:
         sys.stderr.write(f"aios: {error.message}\n")
         return 5 if isinstance(error, Conflict) else 1
+    except OSError as error:  # a disk that is full or read-only, a directory that went away
+        sys.stderr.write(f"aios: the daemon cannot run here: {error}.\n")
+        return 1
     return 0
 
 
