@@ -189,6 +189,8 @@ class LlamaCore:
         finally:
             life.is_over = True
         assert life.process is not None
+        assert life.writer is not None
+        life.writer.close()
         status = await life.process.wait()
         await asyncio.wait(life.tasks[1:])
         why = f": {life.last_words[-1].rstrip('.')}" if life.last_words else ""
@@ -220,6 +222,8 @@ class LlamaCore:
                 life.process.kill()
         if life.tasks:
             await asyncio.wait(life.tasks)
+        if life.writer:
+            await asyncio.gather(life.writer.wait_closed(), return_exceptions=True)
         life.is_over = True
 
     # --- calls ------------------------------------------------------------------------------------
