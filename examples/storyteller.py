@@ -4,7 +4,7 @@ import os
 
 import aios
 
-TOKENS = int(os.environ.get("STORY_TOKENS", "160"))
+TOKENS = int(os.environ.get("STORY_TOKENS", "200"))
 
 
 @aios.agent

@@ -98,7 +98,9 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 def code_of(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code."""
     try:
-        return app(args=prepared(arguments), prog_name="aios", standalone_mode=False) or 0
+        code: int = app(args=prepared(arguments), prog_name="aios", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a reader that has gone can be answered
+        return code
     except AiosError as error:
         show.note(error.message)
         return exits.of_error(error)
