@@ -66,6 +66,8 @@ def check(grants: Grants, caller: Process, action: str, target: Process | None, 
             f"process {caller.pid} has no right to {action}; "
             f"it may {', '.join(sorted(caller.rights))}."
         )
+    if target is caller and grants.allows(f"pid:{caller.pid}", action, f"tree:{caller.pid}", now):
+        return  # the usual case
     who = holders(caller)
     if target is None:
         if any(grants.allows(holder, action, MACHINE, now) for holder in who):

@@ -35,18 +35,16 @@ class Budget:
         if limits.calls is not None:
             self.calls = limits.calls
 
-    def _chain(self) -> list[Budget]:
-        chain: list[Budget] = []
-        budget: Budget | None = self
-        while budget is not None:
-            chain.append(budget)
-            budget = budget.above
-        return chain
-
     def tokens_free(self) -> int | None:
         """Tokens that may still be reserved, over the whole chain; None is no limit."""
-        free = [b.tokens - b.held for b in self._chain() if b.tokens is not None]
-        return max(0, min(free)) if free else None
+        free: int | None = None
+        budget: Budget | None = self
+        while budget is not None:
+            if budget.tokens is not None:
+                here = max(0, budget.tokens - budget.held)
+                free = here if free is None else min(free, here)
+            budget = budget.above
+        return free
 
     def reserve_tokens(self, wanted: int, at_least: int = 1) -> int:
         """Reserve up to *wanted*; 0 when fewer than *at_least* are free."""
@@ -54,25 +52,33 @@ class Budget:
         granted = wanted if free is None else min(wanted, free)
         if granted < at_least:
             return 0
-        for budget in self._chain():
+        budget: Budget | None = self
+        while budget is not None:
             budget.held += granted
+            budget = budget.above
         return granted
 
     def settle_tokens(self, reserved: int, spent: int) -> None:
         """Give back a reservation and book what was really spent."""
-        for budget in self._chain():
+        budget: Budget | None = self
+        while budget is not None:
             budget.held -= reserved
             if budget.tokens is not None:
                 budget.tokens = max(0, budget.tokens - spent)
+            budget = budget.above
 
     def spend_call(self) -> bool:
         """Book one call; False (and nothing booked) when there is none left."""
-        chain = self._chain()
-        if any(budget.calls is not None and budget.calls < 1 for budget in chain):
-            return False
-        for budget in chain:
+        budget: Budget | None = self
+        while budget is not None:
+            if budget.calls is not None and budget.calls < 1:
+                return False
+            budget = budget.above
+        budget = self
+        while budget is not None:
             if budget.calls is not None:
                 budget.calls -= 1
+            budget = budget.above
         return True
 
     def spend_seconds(self, seconds: float) -> None:
@@ -84,13 +90,15 @@ class Budget:
 
     def exhausted(self) -> str | None:
         """The first amount that is used up, over the chain; None when something is left of all."""
-        for budget in self._chain():
+        budget: Budget | None = self
+        while budget is not None:
             if budget.tokens is not None and budget.tokens - budget.held <= 0:
                 return "tokens"
             if budget.seconds is not None and budget.seconds <= 0:
                 return "seconds"
             if budget.calls is not None and budget.calls <= 0:
                 return "calls"
+            budget = budget.above
         return None
 
     def check(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
+import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ async def sys_generate(
         before = tuple(context.messages) if context else ()
         sampling = request.sampling
         if sampling.seed is None:  # chosen here and journaled: a recompute must draw the same
-            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(31))
+            sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(31))
         prompt = Prompt(
             messages=before + request.messages,
             sampling=sampling,
