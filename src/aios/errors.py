@@ -6,6 +6,7 @@
     │  ├─ Unauthenticated     401 no key, or a wrong one
     │  ├─ PermissionDenied    403 the key is good, the right is missing
     │  ├─ NotFound            404 not there, or not yours to see
+    │  │  └─ Pruned           410 was there, and is no longer kept
     │  ├─ Conflict            409 the state forbids it now
     │  └─ ContextOverflow     413 longer than the model's window
     ├─ Refused                    try later, or ask for more
@@ -62,6 +63,10 @@ class PermissionDenied(CallError):
 
 class NotFound(CallError):
     code, status = "not_found", 404
+
+
+class Pruned(NotFound):
+    code, status = "pruned", 410
 
 
 class Conflict(CallError):

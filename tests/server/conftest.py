@@ -13,6 +13,7 @@ import pytest
 from msgspec import structs
 
 from aios.config import Config, Server
+from aios.ports import Journal
 from aios.server import listener
 from aios.server.app import App
 from aios.testing import ScriptedCore, TestKernel, machine, settle
@@ -69,13 +70,15 @@ class Site:
 async def serving(
     folder: Path,
     core: ScriptedCore | None = None,
+    journal: Journal | None = None,
     arrival_s: float = listener.ARRIVAL_S,
     **settings: object,
 ) -> AsyncIterator[Site]:
     core = core or ScriptedCore()
     server = structs.replace(Server(heartbeat_s=HEARTBEAT_S), **settings)
     path = folder / "s"
-    async with machine(core=core, config=Config(server=server), snapshots=folder) as kernel:
+    parts = {"core": core, "journal": journal, "config": Config(server=server)}
+    async with machine(**parts, snapshots=folder) as kernel:
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         tcp.bind(("127.0.0.1", 0))
         unix = socket.socket(socket.AF_UNIX)

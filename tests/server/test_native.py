@@ -14,6 +14,7 @@ from conftest import Site, serving
 
 from aios.abi import wire
 from aios.abi.calls import CALLS, Generate, SpawnAgent
+from aios.drivers.journal.memory import MemoryJournal
 from aios.testing import ScriptedCore, user
 
 GENERATE = {"call": "generate", "messages": [{"role": "user", "content": "one two three"}]}
@@ -162,6 +163,24 @@ async def test_bad_event_queries(site: Site, query: str) -> None:
     async with site.http() as http:
         answer = await http.get(f"/api/events?{query}")
     assert answer.status_code == 422
+
+
+class Forgetful(MemoryJournal):
+    """A journal that keeps no event before the fifth."""
+
+    async def first_seq(self) -> int:
+        return 5
+
+
+async def test_events_no_longer_kept_are_gone(tmp_path: Path) -> None:
+    async with serving(tmp_path, journal=Forgetful()) as site, site.http() as http:
+        for query in ({"after": "2"}, {"after": "2", "follow": "true"}):
+            answer = await http.get("/api/events", params=query)
+            assert answer.status_code == 410
+            assert answer.json()["error"]["code"] == "pruned"
+            assert "the first is 5" in answer.json()["error"]["message"]
+        for after in ("0", "4"):
+            assert (await http.get("/api/events", params={"after": after})).status_code == 200
 
 
 async def test_events_of_a_process_that_is_not_ours(site: Site) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from aios.abi import events as ev
 from aios.abi.events import Event
-from aios.errors import NotFound
+from aios.errors import Pruned
 from aios.ports import Clock, Journal, Record
 
 _STARTS: dict[type[Event], tuple[str, str]] = {
@@ -63,11 +63,11 @@ class Trace:
     ) -> AsyncIterator[Event]:
         """Events with a number above *after*; with *wait*, those to come as well.
 
-        NotFound when events after that number have been pruned; it names the first one kept.
+        Pruned when events after that number have been pruned; it names the first one kept.
         """
         first = await self._journal.first_seq()
         if after and after + 1 < first:
-            raise NotFound(
+            raise Pruned(
                 f"events after {after} are no longer kept; the first is {first}: ask from there."
             )
         news = asyncio.Event()

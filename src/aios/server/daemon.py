@@ -66,7 +66,10 @@ async def serve(settings: Config, paths: Paths) -> None:
             unix = stack.enter_context(_unix_socket(paths.socket))
             tcp = stack.enter_context(_tcp_socket(settings.server)) if settings.server.tcp else None
             async with boot.machine(settings, paths) as kernel:
-                await _keep_key(kernel, paths.keys / kernel.user)
+                if key := _missing_key(kernel, paths.keys / kernel.user):
+                    await kernel.trace.record()  # durable before anybody holds it
+                    _write_private(paths.keys / kernel.user, f"{key}\n".encode())
+                    logger.info("wrote a new key for %s", kernel.user)
                 listener = Listener(App(kernel, settings.server, stopping.set))
                 await listener.open([unix, tcp] if tcp else [unix])
                 running = Running(
@@ -119,13 +122,9 @@ def _write_private(file: Path, content: bytes) -> None:
     draft.replace(file)
 
 
-async def _keep_key(kernel: Kernel, file: Path) -> None:
-    """The user's key file: made at the first start, and again if it was lost."""
-    key = kernel.ensure_user_key(file.name, renew=not file.exists())
-    if key is not None:
-        await kernel.trace.record()  # the key is durable before anybody holds it
-        _write_private(file, f"{key}\n".encode())
-        logger.info("wrote a new key for %s", file.name)
+def _missing_key(kernel: Kernel, file: Path) -> str | None:
+    """The user's key, if it has to be written: at the first start, and when its file was lost."""
+    return kernel.ensure_user_key(kernel.user, renew=not file.exists())
 
 
 @contextlib.contextmanager
