@@ -175,6 +175,31 @@ def test_status_doctor_config(aios: Aios) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("ps",), "login"),
+        (("ps", "-a"), "TASK"),
+        (("inspect", "1"), "program"),
+        (("status",), "running, process"),
+        (("budget", "show", "1"), "no limit"),
+        (("sched", "show"), "tokens a slice"),
+        (("key", "list"), "first"),
+        (("config", "show"), "scheduler.quantum"),
+        (("trace",), "kernel_started"),
+        (("doctor",), "nothing is wrong"),
+        (("model", "list"), "CONTEXT"),
+        (("version",), "aios"),
+        (("help", "exit-codes"), "no kernel"),
+        (("run", "--help"), "--budget"),
+    ],
+)
+def test_what_a_person_sees(aios: Aios, words: tuple[str, ...], shown: str) -> None:
+    code, out, _ = aios(*words)
+    assert code == 0
+    assert shown in out
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         (("inspect", "99999"), exits.NOT_FOUND),

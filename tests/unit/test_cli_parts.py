@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aios.abi.calls import CallRecord, Limits, Status
 from aios.abi.events import CallStarted
@@ -94,6 +96,17 @@ def test_a_program_does_not_inherit_the_callers_identity() -> None:
 def test_a_process_says_why_it_is_suspended_and_how_it_ended() -> None:
     assert show.condition(status(1, status="suspended", reasons=("budget",))) == "suspended(budget)"
     assert show.condition(status(1, state="zombie", exit_status=-15)) == "zombie(-15)"
+
+
+def test_a_table_that_is_too_wide_cuts_its_last_column() -> None:
+    drawn = show.processes([status(12345, task="word " * 40, status="running")], now=10.0)
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(drawn, no_wrap=True, overflow="ellipsis")
+    assert isinstance(console.file, io.StringIO)
+    line = console.file.getvalue().splitlines()[1]
+    assert line.startswith("12345  p        running")
+    assert len(line) == 80
+    assert line.endswith("…")
 
 
 def test_durations() -> None:

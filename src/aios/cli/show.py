@@ -12,7 +12,7 @@ from aios.abi.calls import Limits, Status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.text import Text
 
 
 def note(text: str) -> None:
@@ -28,31 +28,36 @@ def json(value: Any) -> None:
 def console() -> Console:
     from rich.console import Console
 
-    # in a pipe rich would cut every line at 80 columns
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    # in a pipe nothing is to be cut; rich would take it for 80 columns wide
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table; a column whose name starts with ``>`` is flush right."""
-    from rich.table import Table
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Text:
+    """A plain table; a column whose name starts with ``>`` is flush right.
+
+    Lines that are too long for the terminal are cut at its edge, so the last column should be the
+    one that can be cut. (rich's own tables shrink every column, the short ones to nothing.)
+    """
     from rich.text import Text
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        drawn.add_column(
-            column.lstrip(">"),
-            justify="right" if right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-    for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+    names = [column.lstrip(">") for column in columns]
+    cells = [names, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flush = [">" if column.startswith(">") else "<" for column in columns]
+    lines = [
+        "  ".join(
+            f"{cell:{to}{width}}" for cell, to, width in zip(row, flush, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    drawn = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+    drawn.stylize("bold", 0, len(lines[0]))
     return drawn
 
 
 def out(shown: RenderableType) -> None:
-    console().print(shown)
+    # said again: rich joins what it prints into a new text, which would wrap
+    console().print(shown, no_wrap=True, overflow="ellipsis")
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
@@ -66,9 +71,9 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 PROCESS_COLUMNS = (
-    ">PID", ">PARENT", "PROGRAM", "STATUS", ">NI", ">TOKENS", ">SLICES", ">PREEMPT", "KV", "LEFT",
-    ">AGE", "TASK",
-)  # fmt: skip
+    *(">PID", "PROGRAM", "STATUS", ">NI", ">TOKENS", ">SLICES", ">PREEMPT", "KV", "LEFT", ">AGE"),
+    "TASK",
+)
 
 
 def program(name: str) -> str:
@@ -105,7 +110,6 @@ def process_row(status: Status, now: float) -> tuple[object, ...]:
     about = status.note or status.task
     return (
         status.aid,
-        "-" if status.parent is None else status.parent,
         program(status.program),
         condition(status),
         status.priority,
@@ -119,5 +123,5 @@ def process_row(status: Status, now: float) -> tuple[object, ...]:
     )
 
 
-def processes(statuses: Iterable[Status], now: float) -> Table:
+def processes(statuses: Iterable[Status], now: float) -> Text:
     return table(PROCESS_COLUMNS, (process_row(status, now) for status in statuses))

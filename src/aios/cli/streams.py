@@ -45,6 +45,10 @@ def logs(
     session.use(lambda kernel: _logs(kernel, pid, follow, json))
 
 
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def event_line(event: Event) -> str:
     """One event for a person: number, time of day, pid, name, and what it says."""
     said: dict[str, Any] = wire.plain(event)
@@ -52,7 +56,9 @@ def event_line(event: Event) -> str:
     for shown in ("seq", "at", "pid"):
         said.pop(shown, None)
     clock = time.strftime("%H:%M:%S", time.localtime(event.at))
-    rest = " ".join(f"{key}={value}" for key, value in said.items() if value is not None)
+    if usage := said.pop("usage", None):
+        said |= usage
+    rest = " ".join(f"{key}={_short(value)}" for key, value in said.items() if value is not None)
     return f"{event.seq:>7} {clock}.{int(event.at % 1 * 1000):03d} {event.pid:>5} {name} {rest}"
 
 
