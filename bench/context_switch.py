@@ -1,10 +1,10 @@
 """What it costs to switch contexts, and whether a generation notices.
 
 ``ratio``: paging a context of 1,024 tokens out to RAM and in again, over prefilling it again.
-``identical`` of ``points``: generations suspended at random points inside prefill and inside decode,
-greedy and with seeded sampling; put back from RAM, from a file, or computed again from their tokens;
-each then goes on beside neighbours that were not there before. Identical is: every token and every
-bit of the logits that follow are those of the run without a suspension.
+``identical`` of ``points``: generations suspended at random points inside prefill and inside
+decode, greedy and with seeded sampling; put back from RAM, from a file, or computed again from
+their tokens; each then goes on beside neighbours that were not there before. Identical is: every
+token and every bit of the logits that follow are those of the run without a suspension.
 """
 
 from __future__ import annotations

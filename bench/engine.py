@@ -1,12 +1,12 @@
 """Baselines beside the whole system: the same engine in a bare loop, and llama.cpp's own server.
 
-    direct(n, sampling)   our Engine, no kernel, no worker process, no HTTP
-    server(n, sampling)   the llama.cpp server of the same wheel over HTTP on the loopback
+``direct`` is our Engine without kernel, worker process and HTTP; ``server`` the llama.cpp server of
+the same wheel over HTTP on the loopback. Both answer some prompts at once; the rate is completion
+tokens a second of wall time, prefill included. The workload is the same: chats of about 150 tokens
+that differ from the first chunk on, 64 new tokens, end of text ignored, no prompt cache.
 
-Both answer *n* prompts at once and return completion tokens a second of wall time, prefill
-included; each runs in a process of its own. The workload is the same: chats of about 150 tokens that
-differ from the first chunk on, 64 new tokens, end of text ignored, no prompt cache. ``python -m
-bench engine`` prints both beside each other.
+    direct(n, sampling)          server(n, sampling)       the median rate of some rounds
+    with Side("direct") as side: side.rate(n, sampling)    one round, to take turns with another
 """
 
 from __future__ import annotations
@@ -35,44 +35,21 @@ NEW_TOKENS = 64
 SLOTS = 8
 THREADS = 2
 CELLS = 8 * 512
-ROUNDS = 3  # their median counts
+ROUNDS = 5  # their median counts
 CONCURRENT = (1, 4, 8)
 GREEDY = Sampling(max_tokens=NEW_TOKENS, seed=1, ignore_end=True)
 TOP_P = Sampling(temperature=0.8, top_p=0.95, max_tokens=NEW_TOKENS, seed=1, ignore_end=True)
 GOAL = 1.1  # direct against server: room for the kernel's own share
 
-WORDS = [
-    "quick",
-    "brown",
-    "agent",
-    "plans",
-    "acts",
-    "observes",
-    "writes",
-    "short",
-    "note",
-    "harbour",
-    "lights",
-    "river",
-    "stones",
-    "green",
-    "hills",
-    "winter",
-    "market",
-    "bridge",
-    "garden",
-    "letter",
-    "morning",
-    "clock",
-    "copper",
-    "window",
-    "orchard",
-    "signal",
-]
+TEXT = """quick brown agent plans acts observes writes short note harbour lights river stones green
+hills winter market bridge garden letter morning clock copper window orchard signal"""
+WORDS = TEXT.split()
 
 
-class Job(Struct):
-    model: str
+class Round(Struct):
+    """*n* prompts at once; *number* tells rounds apart."""
+
+    number: int
     n: int
     sampling: Sampling
 
@@ -91,55 +68,74 @@ def question(number: int) -> tuple[Message, ...]:
     )
 
 
+class Side:
+    """One of the two in a process of its own, which loads the model once; a context manager."""
+
+    def __init__(self, what: str) -> None:
+        self._rounds = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.engine", what, str(model())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**ENVIRONMENT, **os.environ},
+        )
+
+    def rate(self, n: int, sampling: Sampling) -> float:
+        """Tokens a second of one round; the first round warms up and is run twice."""
+        if not self._rounds:
+            self._round(1, sampling)
+        return self._round(n, sampling)
+
+    def _round(self, n: int, sampling: Sampling) -> float:
+        self._rounds += 1
+        pipe = self._process
+        assert pipe.stdin
+        assert pipe.stdout
+        pipe.stdin.write(msgspec.json.encode(Round(self._rounds, n, sampling)) + b"\n")
+        pipe.stdin.flush()
+        return float(pipe.stdout.readline())
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
 def direct(n: int, sampling: Sampling) -> float:
     """Tokens a second of *n* concurrent prompts through the engine alone."""
-    return _in_a_process("direct", n, sampling)
+    with Side("direct") as side:
+        return statistics.median(side.rate(n, sampling) for _ in range(ROUNDS))
 
 
 def server(n: int, sampling: Sampling) -> float:
     """Tokens a second of *n* concurrent prompts through llama.cpp's server."""
-    return _in_a_process("server", n, sampling)
+    with Side("server") as side:
+        return statistics.median(side.rate(n, sampling) for _ in range(ROUNDS))
 
 
-def _in_a_process(what: str, n: int, sampling: Sampling) -> float:
-    job = msgspec.json.encode(Job(str(model()), n, sampling))
-    command = [sys.executable, "-m", "bench.engine", what]
-    environment = {**ENVIRONMENT, **os.environ}
-    done = subprocess.run(command, input=job, capture_output=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{what} failed: {done.stderr.decode()[-2000:]}")
-    return float(done.stdout.split()[-1])
+class Direct:
+    def __init__(self, path: str) -> None:
+        from aios.drivers.cores.llama.engine import Engine  # this process alone needs its imports
 
+        self._engine = Engine(
+            Path(path),
+            "bench",
+            slots=SLOTS,
+            threads=THREADS,
+            cells=CELLS,
+            ram_bytes=0,
+            share=False,
+        )
 
-def _rates(job: Job, answer: Any) -> float:
-    """The median rate of some rounds; *answer* brings the chats with these numbers to their end."""
-    answer([99])  # first use of everything
-    rates = []
-    for turn in range(ROUNDS):
-        started = time.perf_counter()
-        answer([turn * job.n + i for i in range(job.n)])
-        rates.append(job.n * NEW_TOKENS / (time.perf_counter() - started))
-    return statistics.median(rates)
-
-
-def _direct(job: Job) -> float:
-    from aios.drivers.cores.llama.engine import Engine  # its imports belong to this process alone
-
-    engine = Engine(
-        Path(job.model),
-        "bench",
-        slots=SLOTS,
-        threads=THREADS,
-        cells=CELLS,
-        ram_bytes=0,
-        share=False,
-    )
-
-    def answer(numbers: list[int]) -> None:
+    def answer(self, numbers: list[int], sampling: Sampling) -> None:
+        engine, left = self._engine, set(numbers)
         for number in numbers:
-            engine.admit(number, Prompt(question(number), job.sampling))
+            engine.admit(number, Prompt(question(number), sampling))
             engine.run(number, Slice(NEW_TOKENS))
-        left = set(numbers)
         while left:
             for number, result in engine.turn():
                 assert isinstance(result, SliceResult), result
@@ -149,24 +145,27 @@ def _direct(job: Job) -> float:
                 else:
                     engine.run(number, Slice(NEW_TOKENS))
 
-    return _rates(job, answer)
 
+class Server:
+    def __init__(self, path: str) -> None:
+        import xllamacpp
 
-def _server(job: Job) -> float:
-    import xllamacpp
+        params = xllamacpp.CommonParams()
+        params.model.path = path
+        params.n_ctx, params.n_parallel = CELLS, SLOTS
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+        params.n_gpu_layers = 0
+        params.cache_ram_mib = 0
+        params.port = 0
+        self._server = xllamacpp.Server(params)
+        self._place = self._server.listening_address.removeprefix("http://")
+        self._pool = ThreadPoolExecutor(SLOTS)
 
-    params = xllamacpp.CommonParams()
-    params.model.path = job.model
-    params.n_ctx, params.n_parallel = CELLS, SLOTS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
-    params.n_gpu_layers = 0
-    params.cache_ram_mib = 0
-    params.port = 0
-    running = xllamacpp.Server(params)
-    place = running.listening_address.removeprefix("http://")
+    def answer(self, numbers: list[int], sampling: Sampling) -> None:
+        for _ in self._pool.map(lambda number: self._ask(number, sampling), numbers):
+            pass
 
-    def ask(number: int) -> None:
-        sampling = job.sampling
+    def _ask(self, number: int, sampling: Sampling) -> None:
         body = {
             "messages": [{"role": m.role, "content": m.content} for m in question(number)],
             "max_tokens": NEW_TOKENS,
@@ -177,34 +176,29 @@ def _server(job: Job) -> float:
             "ignore_eos": True,
             "cache_prompt": False,
         }
-        connection = http.client.HTTPConnection(place)
-        connection.request(
-            "POST",
-            "/v1/chat/completions",
-            json.dumps(body),
-            {"Content-Type": "application/json"},
-        )
+        kind = {"Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(self._place)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), kind)
         reply = json.loads(connection.getresponse().read())
         connection.close()
         assert reply["usage"]["completion_tokens"] == NEW_TOKENS, reply
 
-    with ThreadPoolExecutor(SLOTS) as pool:
-        return _rates(job, lambda numbers: list(pool.map(ask, numbers)))
-
 
 def run() -> dict[str, Any]:
-    """Both, at 1, 4 and 8 prompts, greedy and top-p."""
+    """Both, by turns, at 1, 4 and 8 prompts, greedy and top-p."""
     figures: dict[str, Any] = {"name": "engine"}
     ratios = []
-    for kind, sampling in (("greedy", GREEDY), ("top_p", TOP_P)):
-        for n in CONCURRENT:
-            ours, theirs = direct(n, sampling), server(n, sampling)
-            ratios.append(ours / theirs)
-            figures[f"{kind}_{n}"] = {
-                "direct": round(ours, 1),
-                "server": round(theirs, 1),
-                "ratio": round(ours / theirs, 2),
-            }
+    with Side("direct") as ours, Side("server") as theirs:
+        for kind, sampling in (("greedy", GREEDY), ("top_p", TOP_P)):
+            for n in CONCURRENT:
+                pairs = [(ours.rate(n, sampling), theirs.rate(n, sampling)) for _ in range(ROUNDS)]
+                ratio = statistics.median(own / other for own, other in pairs)
+                ratios.append(ratio)
+                figures[f"{kind}_{n}"] = {
+                    "direct": round(statistics.median(own for own, _ in pairs), 1),
+                    "server": round(statistics.median(other for _, other in pairs), 1),
+                    "ratio": round(ratio, 2),
+                }
     return {
         **figures,
         "goal": f"direct at least {GOAL} of server, each",
@@ -212,6 +206,16 @@ def run() -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """Serve rounds, one a line of the standard input."""
+    side = {"direct": Direct, "server": Server}[sys.argv[1]](sys.argv[2])
+    for line in sys.stdin.buffer:
+        asked = msgspec.json.decode(line, type=Round)
+        numbers = [asked.number * SLOTS + i for i in range(asked.n)]
+        started = time.perf_counter()
+        side.answer(numbers, asked.sampling)
+        print(asked.n * NEW_TOKENS / (time.perf_counter() - started), flush=True)
+
+
 if __name__ == "__main__":
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    print({"direct": _direct, "server": _server}[sys.argv[1]](job))
+    main()
