@@ -290,7 +290,7 @@ class Journal(Protocol):
     def append(self, records: Sequence[Record]) -> asyncio.Future[None]:
         """Queue at once, in order; the future is done when it, and all before it, is durable.
 
-        It may be left unawaited; no records at all is a barrier. StoreFailed when it cannot be kept.
+        It may be left unawaited; no records at all is a barrier. StoreFailed: it is not kept.
         """
 
     async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]: ...

@@ -60,9 +60,9 @@ class Aid(Reply, frozen=True):
 class Status(Reply, frozen=True, omit_defaults=True):
     """A process as ``ps`` and ``inspect`` show it.
 
-    status is what a person would say (new, running, waiting, ready, suspended, zombie); state is
-    what is stored; residency is where its KV state lies (cells, ram, none, or empty).
-    budget is what is left.
+    status is what a person would say (new, live while it computes by itself, ready, running,
+    waiting, suspended, zombie); state is what is stored; residency is where its KV state lies
+    (cells, ram, none, or empty); budget is what is left.
     """
 
     aid: int
@@ -178,9 +178,9 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
 
     program names it (records, history and ps go by this name); task is what it is asked to do and
     reaches it as AIOS_TASK; env adds to its environment; wrap_model makes an unknown model name on
-    /v1 mean this process's model (programs that hard-code a name); rights are the names of the calls
-    it may make (None: all that its parent may); os_pid, without argv, is the OS process in which the
-    caller runs it: when that has ended, so has the process (as ``lost``).
+    /v1 mean this process's model (programs that hard-code a name); rights are the names of the
+    calls it may make (None: all that its parent may); os_pid, without argv, is the OS process in
+    which the caller runs it: when that has ended, so has the process (as ``lost``).
     """
 
     reply = Spawned

@@ -3,8 +3,8 @@
 Events hold sizes, ids and reasons; content is in the transcript. ``seq`` numbers all events of a
 kernel, without gaps in what a journal keeps. Every start has exactly one end: CallStarted is ended
 by CallCompleted, CallFailed or CallCancelled; SliceGranted by SliceEnded; ProcessCreated by
-ProcessEnded; CallBlocked by CallUnblocked or by the call's own end. KernelStarted ends the slices of the kernel
-before it.
+ProcessEnded; CallBlocked by CallUnblocked or by the call's own end. KernelStarted ends the slices
+of the kernel before it.
 """
 
 from __future__ import annotations

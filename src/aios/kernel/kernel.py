@@ -8,7 +8,7 @@ the trace, whatever happened. A reply is durable before its caller sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from aios.errors import (
     CoreFailed,
     DriverError,
     InvalidCall,
+    Killed,
     NotFound,
     TimedOut,
 )
@@ -126,7 +127,7 @@ class Kernel:
         """
         caller = self.processes.get(pid)
         if caller is None or caller.state == "zombie" or self._closing:
-            raise NotFound(f"process {pid} has ended; it can make no more calls.")
+            raise Killed(f"process {pid} has ended; it can make no more calls.")
         entry = SYSTEM_CALLS.get(type(call))
         if entry is None:
             raise InvalidCall(f"{type(call).__name__} is not a system call.")
@@ -349,7 +350,7 @@ class Kernel:
 
     async def events(
         self, pid: int, after: int = 0, follow: bool = False, of: int | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happened, as far as process *pid* may see it; *of* narrows it to one process."""
         caller = self.processes.find(pid)
         if of is not None and not self.sees(caller, of):

@@ -224,6 +224,19 @@ class Process:
         places = {c.ticket.residency for c in self.calls.values() if c.ticket and c.ticket.sequence}
         return ",".join(sorted(places))
 
+    @property
+    def spent(self) -> Usage:
+        """Its usage, with what its open generations have waited, run and been preempted so far."""
+        usage = self.usage
+        for call in self.calls.values():
+            if ticket := call.ticket:
+                usage += Usage(
+                    preemptions=ticket.preemptions,
+                    waiting_s=ticket.waited_s,
+                    running_s=ticket.ran_s,
+                )
+        return usage
+
     def depth(self) -> int:
         return 0 if self.parent is None else 1 + self.parent.depth()
 

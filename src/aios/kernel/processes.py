@@ -178,7 +178,7 @@ class Processes:
             note=process.note,
             priority=process.priority,
             model=process.model or self._kernel.cores.default,
-            usage=process.usage,
+            usage=process.spent,
             budget=process.left(),
             residency=process.residency,
             open_calls=calls,

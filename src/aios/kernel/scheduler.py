@@ -197,6 +197,10 @@ class Scheduler:
             ticket.entry = 0
             ticket.waited_s += self._clock.monotonic() - began
 
+    @property
+    def _slots(self) -> int:
+        return self.core.abilities.slots
+
     def _push(self, ticket: Ticket) -> None:
         ticket.rank = POLICIES[self.policy](ticket, self._ageing_s)
         self._turns += 1
@@ -212,7 +216,7 @@ class Scheduler:
     def _dispatch(self) -> None:
         """Give every free slot to the first in line that may run."""
         self._will_dispatch = False
-        while self._running < self.core.abilities.slots and (ticket := self._first()):
+        while self._running < self._slots and (ticket := self._first()):
             self._running += 1
             ticket.is_running = True
             ticket.call.move("active")
@@ -344,7 +348,7 @@ class Scheduler:
         return SchedulerReport(
             policy=self.policy,
             quantum=self.quantum,
-            slots=self.core.abilities.slots,
+            slots=self._slots,
             queued=sum(1 for t in self.tickets if t.grant and not t.grant.done()),
             running=self._running,
             policies=tuple(POLICIES),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Annotated, cast
+from typing import Annotated
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -78,10 +78,7 @@ class Native:
     async def events(self, exchange: Exchange) -> None:
         """What happened, and with follow what happens; resumable by Last-Event-ID."""
         query = _events_query(exchange)
-        happened = cast(
-            AsyncGenerator[Event, None],
-            self._kernel.events(exchange.pid, query.after, query.follow, query.aid),
-        )
+        happened = self._kernel.events(exchange.pid, query.after, query.follow, query.aid)
         left = query.limit
         stream = EventStream(exchange, _failed, self._config.heartbeat_s, EVENTS_OPEN_S)
         async with stream, aclosing(happened):

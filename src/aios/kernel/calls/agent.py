@@ -238,13 +238,13 @@ async def sys_set_budget(
             and process.budget.exhausted() is None
         ):
             kernel.processes.resume(process, "budget")
-    return abi.UsageReport(target.pid, target.usage, left)
+    return abi.UsageReport(target.pid, target.spent, left)
 
 
 async def sys_get_usage(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GetUsage
 ) -> abi.UsageReport:
-    return abi.UsageReport(target.pid, target.usage, target.left())
+    return abi.UsageReport(target.pid, target.spent, target.left())
 
 
 # --- mail -----------------------------------------------------------------------------------------
