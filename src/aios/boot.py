@@ -42,7 +42,11 @@ class LocalCores:
             ram_bytes=settings.ram_mb << 20,
             max_restarts=settings.restarts,
         )
-        await core.start()
+        try:
+            await core.start()
+        except BaseException:  # cancelled, too: nobody else knows of its worker yet
+            await core.close()
+            raise
         return core
 
 

@@ -128,6 +128,7 @@ class ScriptedCore:
         for run in self._running.values():
             if not run.done():
                 run.set_exception(CoreFailed("the scripted core crashed, as it was told to."))
+                run.exception()  # seen: its caller may have been cancelled in this same step
 
     async def start(self) -> None: ...
 
@@ -255,13 +256,12 @@ class ScriptedCore:
     async def freeze(self, sequence: int, path: str) -> Frozen:
         found = self._find(sequence)
         data = msgspec.json.encode((self.abilities.model, found))
-        await asyncio.to_thread(Path(path).write_bytes, data)
+        _write(path, data)
         return Frozen(self.abilities.model, found.prompt_tokens + found.made, len(data))
 
     async def thaw(self, path: str) -> Admitted:
         try:
-            data = await asyncio.to_thread(Path(path).read_bytes)
-            model, found = msgspec.json.decode(data, type=tuple[str, _Sequence])
+            model, found = msgspec.json.decode(_read(path), type=tuple[str, _Sequence])
         except (OSError, msgspec.DecodeError) as error:
             raise InvalidCall(f"the snapshot {path} cannot be read: {error}.") from error
         if model != self.abilities.model:
@@ -281,6 +281,15 @@ class ScriptedCore:
     async def residency(self) -> Residency:
         used = sum(s.filled + s.made for s in self._sequences.values() if s.resident)
         return Residency(used, 0, 0, 0, len(self._sequences))
+
+
+def _write(path: str, data: bytes) -> None:
+    """At once: a few bytes, and a thread would make the order of what happens a matter of luck."""
+    Path(path).write_bytes(data)
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 class ScriptedCores:

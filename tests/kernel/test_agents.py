@@ -233,3 +233,117 @@ async def test_set_aid_renumbers_a_new_process_with_its_key() -> None:
         assert await kernel.trap(77, abi.GetAid()) == abi.Aid(77)
         with pytest.raises(Conflict, match="has run already"):
             await kernel.trap(login, abi.SetAid(aid=78, of=77))
+
+
+async def test_mail_of_two_senders_may_have_the_same_id() -> None:
+    async with machine() as kernel:
+        one, two, reader = await child(kernel), await child(kernel), await child(kernel)
+        for sender in (one, two, one):  # the last is the first one's, sent again
+            await kernel.trap(sender, abi.SendMessage(to=reader, body=sender, id="1"))
+        assert [mail.body for mail in kernel.processes.find(reader).mailbox] == [one, two]
+
+
+async def test_mail_is_not_lost_when_a_suspended_receiver_stops_waiting() -> None:
+    async with machine() as kernel:
+        login, reader = kernel.identify(kernel.user_key), await child(kernel)
+        receiving = asyncio.ensure_future(kernel.trap(reader, abi.RecvMessage()))
+        await settle()
+        await kernel.trap(login, abi.SuspendAgent(aid=reader))
+        await kernel.trap(login, abi.SendMessage(to=reader, body="kept"))
+        await settle()
+        receiving.cancel()
+        await asyncio.wait({receiving})
+        await kernel.trap(login, abi.ResumeAgent(aid=reader))
+        mail = await asyncio.wait_for(kernel.trap(reader, abi.RecvMessage()), 5)
+        assert isinstance(mail, abi.Mail)
+        assert mail.body == "kept"
+
+
+async def test_a_kill_ends_the_parent_before_it_can_make_more_children() -> None:
+    dying = asyncio.Event()
+
+    async def stubborn(pid: int, env: dict[str, str]) -> int:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await dying.wait()
+        return 0
+
+    programs = ScriptedPrograms({"prog": stubborn})
+    async with machine(programs=programs) as kernel:
+        login, parent = kernel.identify(kernel.user_key), await child(kernel)
+        await kernel.trap(parent, abi.SpawnAgent(program="c", argv=("prog",)))
+        await settle()
+        killing = asyncio.ensure_future(kernel.trap(login, abi.KillAgent(aid=parent)))
+        await settle()
+        assert not killing.done()
+        with pytest.raises(Killed):
+            await kernel.trap(parent, abi.SpawnAgent(program="escaped"))
+        dying.set()
+        await asyncio.wait_for(killing, 5)
+
+
+async def test_a_program_that_crashed_starts_again_with_a_clean_sheet() -> None:
+    lives: list[int] = []
+
+    async def program(pid: int, env: dict[str, str]) -> int:
+        lives.append(pid)
+        if len(lives) == 1:
+            await kernel.trap(pid, abi.ExitAgent(exit_status=3, reason="bad day"))
+            return 3
+        return 0
+
+    async with machine(programs=ScriptedPrograms({"prog": program})) as kernel:
+        login = kernel.identify(kernel.user_key)
+        spawned = await kernel.trap(
+            login, abi.SpawnAgent(program="p", argv=("prog",), restart="on-crash")
+        )
+        assert isinstance(spawned, abi.Spawned)
+        ended = await asyncio.wait_for(kernel.trap(login, abi.WaitAgent(aid=spawned.aid)), 5)
+        assert isinstance(ended, abi.Exit)
+        assert (len(lives), ended.exit_status) == (2, 0)
+
+
+async def test_what_is_forgotten_leaves_no_task_behind() -> None:
+    async with machine() as kernel:
+        login = kernel.identify(kernel.user_key)
+        await settle()
+        before = len(kernel._tasks)
+        for _ in range(5):
+            spawned = await kernel.trap(login, abi.SpawnAgent(program="p", os_pid=4_000_000))
+            assert isinstance(spawned, abi.Spawned)
+            await kernel.trap(login, abi.KillAgent(aid=spawned.aid))
+            await kernel.trap(login, abi.WaitAgent(aid=spawned.aid))
+        await settle()
+        assert len(kernel._tasks) == before
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"$ref": "http://127.0.0.1:9/x.json"}, "refers to"),
+        ({"$ref": "#"}, "refers to itself"),
+    ],
+)
+async def test_a_schema_fetches_nothing_and_ends(schema: dict[str, object], words: str) -> None:
+    async with machine() as kernel:
+        pid = await child(kernel)
+        await kernel.trap(pid, abi.ToolRegister(tools=(ToolSpec("f", "", schema),)))
+        with pytest.raises(InvalidCall, match=words):
+            await kernel.trap(pid, abi.ToolCall(name="f", arguments={"a": 1}))
+
+
+async def test_numbers_that_no_journal_holds_are_refused() -> None:
+    async with machine() as kernel:
+        login = kernel.identify(kernel.user_key)
+        spawned = await kernel.trap(login, abi.SpawnAgent(program="x"))
+        assert isinstance(spawned, abi.Spawned)
+        with pytest.raises(Conflict, match="not 1 to"):
+            await kernel.trap(login, abi.SetAid(aid=2**63, of=spawned.aid))
+        with pytest.raises(InvalidCall, match="exit status"):
+            await kernel.trap(spawned.aid, abi.ExitAgent(exit_status=2**63))
+        with pytest.raises(InvalidCall, match="no call named 'generat'"):
+            await kernel.trap(login, abi.SpawnAgent(program="x", rights=("generat",)))
+        await kernel.trap(login, abi.KillAgent(aid=spawned.aid))
+        with pytest.raises(Conflict, match="has ended"):
+            await kernel.trap(login, abi.ForkAgent(aid=spawned.aid))

@@ -8,7 +8,7 @@ import pytest
 
 from aios.abi import calls as abi
 from aios.errors import BudgetExhausted, Conflict, PermissionDenied
-from aios.testing import FakeClock, TestKernel, machine, settle, user
+from aios.testing import FakeClock, ScriptedCore, TestKernel, machine, settle, user
 
 TEXT = "a b c d e f g h i j"  # ten tokens; the prompt below has two
 
@@ -104,3 +104,22 @@ async def test_nobody_raises_his_own_budget() -> None:
         pid = await child(kernel, budget=abi.Limits(tokens=5))
         with pytest.raises(PermissionDenied, match="its own budget"):
             await kernel.trap(pid, abi.SetBudget(budget=abi.Limits(tokens=10**6)))
+
+
+async def test_who_was_stopped_by_what_others_held_goes_on_when_it_is_given_back() -> None:
+    core = ScriptedCore([TEXT], gated=True)
+    async with machine(core=core) as kernel:
+        parent = await child(kernel, budget=abi.Limits(tokens=36))
+        pids = []
+        for _ in range(2):
+            spawned = await kernel.trap(parent, abi.SpawnAgent(program="worker"))
+            assert isinstance(spawned, abi.Spawned)
+            pids.append(spawned.aid)
+        tasks = [generate(kernel, pid) for pid in pids]  # prompts 4, a slice of 32 holds the rest
+        await settle()
+        assert kernel.processes.find(pids[1]).reasons == {"budget"}
+        for _ in range(3):
+            core.step()
+            await settle()
+        assert [task.done() for task in tasks] == [True, True]
+        assert kernel.processes.find(parent).budget.tokens == 36 - 24

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from aios.abi import calls as abi
 from aios.abi import events as ev
-from aios.errors import Conflict, CoreFailed, InvalidCall, Killed
+from aios.errors import Conflict, CoreFailed, InvalidCall, Killed, NotFound
 from aios.kernel.trace import check_ends
 from aios.testing import FakeClock, ScriptedCore, TestKernel, machine, settle, user
 
@@ -247,4 +248,47 @@ async def test_a_snapshot_continues_on_the_same_token(tmp_path: Path) -> None:
         (tmp_path / f"{snapshot.snapshot}.snapshot").write_bytes(b"{")
         with pytest.raises(InvalidCall, match="cannot be read"):
             await kernel.trap(login, abi.GenRestore(snapshot=snapshot.snapshot))
+        await sound(kernel)
+
+
+async def test_a_snapshot_is_for_those_who_see_its_process(tmp_path: Path) -> None:
+    core = ScriptedCore([TEXT], gated=True)
+    async with machine(core=core, snapshots=tmp_path) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=3))
+        pid, sibling = await child(kernel), await child(kernel)
+        task = generate(kernel, pid)
+        await settle()
+        freezing = asyncio.ensure_future(kernel.trap(login, abi.GenSnapshot(aid=pid)))
+        await settle()
+        core.step()
+        snapshot = await freezing
+        assert isinstance(snapshot, abi.Snapshot)
+        with pytest.raises(NotFound, match="that you may see"):
+            await kernel.trap(sibling, abi.GenRestore(snapshot=snapshot.snapshot))
+        await run_all(core, task)
+
+
+async def test_what_is_parked_when_a_core_dies_holds_nothing_in_it(tmp_path: Path) -> None:
+    core = ScriptedCore([TEXT], slots=1, gated=True)
+    core.abilities = msgspec.structs.replace(core.abilities, cells=12)  # two do not fit
+    async with machine(core=core) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=3))
+        parked, other = await child(kernel), await child(kernel)
+        first = generate(kernel, parked)
+        await settle()
+        await kernel.trap(login, abi.SuspendAgent(aid=parked))
+        core.step()
+        await settle()
+        core.crash()
+        second = generate(kernel, other)
+        await settle()
+        await run_all(core, second)
+        await kernel.trap(login, abi.ResumeAgent(aid=parked))
+        await run_all(core, first)
+        for task in (first, second):
+            reply = await task
+            assert isinstance(reply, abi.Generation)
+            assert reply.message.content == TEXT
         await sound(kernel)

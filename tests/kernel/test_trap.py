@@ -112,6 +112,17 @@ async def test_a_failed_generation_leaves_its_context_alone() -> None:
             InvalidCall,
             "temperature must be 0 to 2, not -1",
         ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(max_tokens=10**30)),
+            InvalidCall,
+            f"max_tokens is {10**30}",
+        ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(seed=-(10**30))),
+            InvalidCall,
+            f"seed is -{10**30}",
+        ),
+        (abi.Generate(messages=user("x"), timeout_s=-1), InvalidCall, "timeout_s is -1"),
         (abi.Generate(messages=user("x"), model="gpt-9"), NotFound, "no model named 'gpt-9'"),
         (abi.Generate(messages=user("x"), tool_choice="f"), InvalidCall, "not among the tools"),
         (abi.GetStatus(aid=99), NotFound, "no process 99"),

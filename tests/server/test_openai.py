@@ -189,11 +189,16 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
     )
     login = site.kernel.identify(site.key)
     (history,) = await site.kernel.journal.calls(login, 1)
-    assert wire.decode_call(history.start.request) == Generate(
+    made = wire.decode_call(history.start.request)
+    assert isinstance(made, Generate)
+    assert made.sampling.seed is not None  # drawn at the door, so that it is in the journal
+    assert made == Generate(
         context=None,
         model="scripted",
         messages=(Message("system", "be kind"), Message("user", "a\nb")),
-        sampling=Sampling(temperature=1.0, top_k=1, max_tokens=9, stop=("END",)),
+        sampling=Sampling(
+            temperature=1.0, top_k=1, max_tokens=9, stop=("END",), seed=made.sampling.seed
+        ),
     )
     assert site.kernel.processes.find(login).contexts == {}
 

@@ -64,7 +64,7 @@ def check(grants: Grants, caller: Process, action: str, target: Process | None, 
     if caller.rights is not None and action not in caller.rights:
         raise PermissionDenied(
             f"process {caller.pid} has no right to {action}; "
-            f"it may {', '.join(sorted(caller.rights))}."
+            f"it may {', '.join(sorted(caller.rights)) or 'do nothing'}."
         )
     if target is caller and grants.allows(f"pid:{caller.pid}", action, f"tree:{caller.pid}", now):
         return  # the usual case

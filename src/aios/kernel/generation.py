@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
     from aios.kernel.scheduler import Scheduler
 
+LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 
@@ -67,6 +68,9 @@ def validate(prompt: Prompt) -> None:
         raise InvalidCall(f"min_p must be 0 to 1, not {s.min_p}.")
     if s.top_k < 0:
         raise InvalidCall(f"top_k must be 0 (off) or more, not {s.top_k}.")
+    for name, value in (("max_tokens", s.max_tokens), ("top_k", s.top_k), ("seed", s.seed)):
+        if value is not None and not -LARGEST - 1 <= value <= LARGEST:
+            raise InvalidCall(f"{name} is {value}: give a number of at most 64 bits.")
     if s.logprobs is not None and not 0 <= s.logprobs <= 20:
         raise InvalidCall(f"logprobs must be 0 to 20 alternatives, not {s.logprobs}.")
     if len(s.stop) > 16 or not all(s.stop):
@@ -86,9 +90,9 @@ async def run(
     call: OpenCall,
     scheduler: Scheduler,
     progress: Progress,
-    admitted: Admitted | None = None,
+    frozen: str | None = None,
 ) -> Generation:
-    """Bring a generation to its end; *admitted* when the core has it already (a thawed one)."""
+    """Bring a generation to its end; *frozen* is the snapshot file that it goes on from."""
     process = call.process
     ticket = scheduler.ticket(call)
     call.ticket, call.progress = ticket, progress
@@ -98,20 +102,21 @@ async def run(
             if ticket.sequence is None:
                 life = scheduler.life
                 try:
-                    admitted = admitted or await scheduler.core.admit(
-                        progress.prompt, progress.tokens
-                    )
+                    if frozen is not None:
+                        admitted = await scheduler.core.thaw(frozen)
+                    else:
+                        admitted = await scheduler.core.admit(progress.prompt, progress.tokens)
                 except CoreFailed as error:
                     lost = kernel.core_lost(scheduler, life, error, lost)
                     continue
                 kernel.core_found(scheduler)
                 ticket.sequence = admitted.sequence
+                frozen = None  # after a crash its tokens are enough
                 await _pay_for_prompt(kernel, call, progress, admitted)
-                admitted = None
             try:
                 outcome = await scheduler.run(ticket)
             except CoreFailed as error:
-                ticket.sequence, ticket.cells, ticket.residency = None, 0, "none"
+                scheduler.forget(ticket)
                 lost = kernel.core_lost(scheduler, life, error, lost)
                 continue
             if outcome is None:
@@ -120,7 +125,7 @@ async def run(
             result, durable = outcome
             lost = 0 if result.tokens else lost
             progress.add(result)
-            kernel.processes.recheck_budget(process)
+            kernel.processes.recheck_budgets()
             process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
             if call.on_delta and (result.text or result.finish_reason or result.logprobs):
                 delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
@@ -132,6 +137,8 @@ async def run(
             waiting_s=ticket.waited_s,
             running_s=ticket.ran_s,
         )
+        call.ticket = None  # what it waited and ran is booked now
+        kernel.processes.recheck_budgets()
         await scheduler.release(ticket)
     return Generation(
         call=call.id,
@@ -168,8 +175,8 @@ async def _pay_for_prompt(
         return
     process, wanted = call.process, admitted.prompt_tokens
     while not process.budget.reserve_tokens(wanted, at_least=wanted):
-        kernel.processes.exhausted(process)
-        await kernel.blocked(call, "budget")
+        kernel.processes.exhausted(process, wanted)
+        await kernel.blocked(call)
     process.budget.settle_tokens(wanted, wanted)
     progress.prompt_tokens, progress.cached_tokens = wanted, admitted.cached_tokens
     process.usage += Usage(prompt_tokens=wanted, cached_tokens=admitted.cached_tokens)

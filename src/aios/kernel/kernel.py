@@ -8,6 +8,7 @@ the trace, whatever happened. A reply is durable before its caller sees it.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi import wire
-from aios.abi.calls import Call, Reason, Reply, SpawnAgent
+from aios.abi.calls import Call, Reply, SpawnAgent
 from aios.abi.events import Event
 from aios.abi.messages import Delta
 from aios.config import Config
@@ -131,6 +132,8 @@ class Kernel:
         entry = SYSTEM_CALLS.get(type(call))
         if entry is None:
             raise InvalidCall(f"{type(call).__name__} is not a system call.")
+        if type(call) is abi.Generate:
+            call = _drawn(call)
         task = asyncio.current_task()
         assert task is not None
         self._last_call += 1
@@ -138,8 +141,8 @@ class Kernel:
         open_call = OpenCall(
             f"c{self._last_call}", name, caller, call, self.clock.now(), task, on_delta
         )
-        caller.calls[open_call.id] = open_call
         row = CallRow(open_call.id, pid, name, open_call.started, _kept(call))
+        caller.calls[open_call.id] = open_call
         open_call.is_silent = entry.looks and caller.parent is None
         if not open_call.is_silent:
             self.trace.emit(ev.CallStarted, pid, row, call=open_call.id, name=name)
@@ -160,30 +163,36 @@ class Kernel:
                 self.trace.emit(ev.AccessDenied, pid, name=name, resource=entry.target)
                 raise
             if call.timeout_s is not None:
+                if call.timeout_s < 0:
+                    raise InvalidCall(
+                        f"timeout_s is {call.timeout_s:g}: give 0 or more seconds, or leave it out."
+                    )
                 watchdog = self.spawn_task(self._time_out(open_call, call.timeout_s))
             if entry.waits and caller.state == "suspended":
-                await self.blocked(open_call, min(caller.reasons))
+                await self.blocked(open_call)
             if entry.charged:
                 while not caller.budget.spend_call():
                     self.processes.exhausted(caller)
-                    await self.blocked(open_call, "budget")
+                    await self.blocked(open_call)
             reply = await entry.handler(self, open_call, target, call)
             if entry.waits and caller.state == "suspended":  # done while suspended: told on resume
-                await self.blocked(open_call, min(caller.reasons))
+                await self.blocked(open_call)
         except AiosError as error:
             raise self._failed(open_call, error) from error.__cause__
         except asyncio.CancelledError:
             if open_call.verdict is None:
                 self._cancelled(open_call, "its caller went away")
                 raise
-            task.uncancel()
-            raise self._failed(open_call, open_call.verdict) from None
+            failed = self._failed(open_call, open_call.verdict)
+            if task.uncancel():  # its caller went away as well
+                raise
+            raise failed from None
         except BaseException as error:
             self._failed(open_call, AiosError(f"a bug in the kernel: {error!r}"))
             raise
         else:
             del caller.calls[open_call.id]
-            open_call.move("done")
+            open_call.move("done")  # from here on nothing ends it any more
             if open_call.is_silent:
                 return reply
             end = CallEnd(open_call.id, "done", self.clock.now(), _kept(reply))
@@ -252,11 +261,12 @@ class Kernel:
             )
         )
 
-    async def blocked(self, call: OpenCall, reason: Reason) -> None:
+    async def blocked(self, call: OpenCall) -> None:
         """Wait until the call's process goes on."""
         if not call.process.is_suspended:
             return
         call.move("blocked")
+        reason = min(call.process.reasons)
         self.trace.emit(ev.CallBlocked, call.process.pid, call=call.id, reason=reason)
         await call.process.wait_running()
         call.move("active")
@@ -326,7 +336,7 @@ class Kernel:
     def core_lost(self, scheduler: Scheduler, life: int, error: CoreFailed, lost: int) -> int:
         """A core died in that *life* of it: tell it once, give up after a few without progress."""
         if life == scheduler.life:
-            scheduler.life += 1
+            scheduler.lost()
             self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
         if lost >= LOST_IN_A_ROW:
             raise error
@@ -353,7 +363,7 @@ class Kernel:
     ) -> AsyncGenerator[Event, None]:
         """What happened, as far as process *pid* may see it; *of* narrows it to one process."""
         caller = self.processes.find(pid)
-        if of is not None and not self.sees(caller, of):
+        if of is not None and not (self.processes.has_been(of) and self.sees(caller, of)):
             raise access.no_process(of)
         async for event in self.trace.follow(
             after, of, wait=follow, sees=lambda event: self.sees(caller, event.pid)
@@ -430,15 +440,24 @@ class Kernel:
             await asyncio.wait(
                 ending - {asyncio.current_task()}, timeout=self.config.kernel.kill_grace_s
             )
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        background: list[asyncio.Future[Any]] = [*self._tasks, *self._opening.values()]
+        for work in background:
+            work.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         self.trace.close()
         for scheduler in self.schedulers.values():
             await scheduler.core.close()
         await self.programs.close()
         await self.trace.record()
         await self.journal.close()
+
+
+def _drawn(call: abi.Generate) -> abi.Generate:
+    """With a seed, chosen before the call is journaled: a recompute must draw the same."""
+    if call.sampling.seed is not None:
+        return call
+    sampling = msgspec.structs.replace(call.sampling, seed=random.getrandbits(31))
+    return msgspec.structs.replace(call, sampling=sampling)
 
 
 def _kept(value: Call | Reply) -> bytes:

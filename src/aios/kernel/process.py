@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from aios.abi.calls import (
@@ -95,7 +95,7 @@ class OpenCall:
 
     def end(self, verdict: AiosError) -> None:
         """Have it fail with *verdict*, wherever it waits."""
-        if self.verdict is None:
+        if self.verdict is None and CALL_MOVES[self.state]:
             self.verdict = verdict
             self.task.cancel()
 
@@ -115,6 +115,7 @@ class Process:
         "exit_reason",
         "exit_status",
         "invocations",
+        "keeper",
         "key_id",
         "mail_size",
         "mailbox",
@@ -142,6 +143,7 @@ class Process:
         "usage",
         "user",
         "waiters",
+        "wanted",
         "wrap_model",
     )
 
@@ -163,6 +165,8 @@ class Process:
         self.contexts: dict[str, Context] = {}
         self.usage = Usage()
         self.key_id: str | None = None
+        self.keeper: asyncio.Task[None] | None = None  # waits for its end, then to forget it
+        self.wanted = 1  # tokens that it needs to go on, when it is at the cap
         self.os: Started | None = None
         self.restarts = 0
         self.started: float | None = None
@@ -172,7 +176,7 @@ class Process:
         self.result: str | None = None
         self.mailbox: deque[Mail] = deque()
         self.mail_size = 0
-        self.seen_mail: set[str] = set()
+        self.seen_mail: dict[tuple[int, str], None] = {}  # (sender, id), the newest last
         self.received: deque[asyncio.Future[None]] = deque()  # those who wait for mail
         self.tools: dict[str, ToolSpec] = {}
         self.invocations: deque[ToolInvocation] = deque()
@@ -221,7 +225,11 @@ class Process:
     @property
     def residency(self) -> str:
         """Where the KV state of its open generations lies: cells, ram, none."""
-        places = {c.ticket.residency for c in self.calls.values() if c.ticket and c.ticket.sequence}
+        places = {
+            c.ticket.residency
+            for c in self.calls.values()
+            if c.ticket and c.ticket.sequence is not None
+        }
         return ",".join(sorted(places))
 
     @property
@@ -236,6 +244,12 @@ class Process:
                     running_s=ticket.ran_s,
                 )
         return usage
+
+    def subtree(self) -> Iterator[Process]:
+        """It and its descendants, children first."""
+        for child in list(self.children.values()):
+            yield from child.subtree()
+        yield self
 
     def depth(self) -> int:
         return 0 if self.parent is None else 1 + self.parent.depth()

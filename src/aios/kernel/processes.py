@@ -7,8 +7,8 @@ is told here, so that no caller can forget one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 STOPPED = "the kernel stopped"
+MAX_AID = 2**31 - 1  # numbers go on after the highest one, and a journal's end at 64 bits
 RESTARTS = 3  # of a program that asks for restart on-crash
 
 
@@ -53,6 +54,11 @@ class Processes:
         self._kernel = kernel
         self.table: dict[int, Process] = {}
         self._last_pid = last_pid
+        self.at_cap: set[Process] = set()  # suspended for their budget
+
+    def has_been(self, pid: int) -> bool:
+        """Whether there is or once was a process *pid*; 0 is the machine itself."""
+        return 0 <= pid <= self._last_pid
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self.table.values()))
@@ -116,7 +122,9 @@ class Processes:
         kept = wire.decode(row.detail, Kept)
         trace = self._kernel.trace
         if row.parent is None:
-            if row.state != "zombie":
+            if row.state == "zombie":
+                trace.record(Forget(row.pid))
+            else:
                 trace.emit(
                     ev.ProcessEnded, row.pid, Forget(row.pid), exit_status=-1, reason=STOPPED
                 )
@@ -132,11 +140,12 @@ class Processes:
             trace.emit(
                 ev.ProcessEnded,
                 row.pid,
-                self.row(process),
+                # who made it has ended too, but without a parent it would be taken for a login
+                msgspec.structs.replace(self.row(process), parent=row.parent),
                 exit_status=process.exit_status,
                 reason=process.exit_reason,
             )
-        self._kernel.spawn_task(self._reap_later(process))
+        self._keep(process, self._reap_later(process))
 
     def row(self, process: Process) -> ProcessRow:
         return ProcessRow(
@@ -212,19 +221,25 @@ class Processes:
         spawned = process.spawned
         env = {**(spawned.env or self._kernel.base_env), **self._environment(process, key)}
         try:
-            process.os = await self._kernel.programs.start(
-                process.pid, spawned.argv, spawned.cwd, env
-            )
+            await self._start(process, env)
         except AiosError as error:
-            if process.state != "zombie":
-                self.ended(process, 127, error.message)
+            self.ended(process, 127, error.message)
             raise
-        if process.state == "zombie":  # killed while it was being started
-            await self._kernel.programs.kill(process.pid, 0)
-            return
-        if process.state == "new":
-            self.go_live(process)
         self._kernel.spawn_task(self._watch(process, key))
+
+    async def _start(self, process: Process, env: dict[str, str]) -> None:
+        """Start its program; what happened to the process meanwhile happens to the program."""
+        process.os = await self._kernel.programs.start(
+            process.pid, process.spawned.argv, process.spawned.cwd, env
+        )
+        if process.state == "zombie":
+            await self._kernel.programs.kill(process.pid, 0)
+        elif process.state == "new":
+            self.go_live(process)
+        else:  # a next kernel must know the OS process, to end it
+            self._kernel.trace.record(self.row(process))
+            if process.is_suspended:
+                await self._kernel.programs.stop(process.pid)
 
     def _environment(self, process: Process, key: str) -> dict[str, str]:
         env = {
@@ -261,9 +276,12 @@ class Processes:
                 **(process.spawned.env or self._kernel.base_env),
                 **self._environment(process, key),
             }
-            process.os = await self._kernel.programs.start(
-                process.pid, process.spawned.argv, process.spawned.cwd, env
-            )
+            process.exit_status, process.exit_reason, process.result = None, "", None
+            try:
+                await self._start(process, env)
+            except AiosError as error:
+                self.ended(process, 127, error.message)
+                return
         how = f"exited with status {status}" if status >= 0 else f"ended by signal {-status}"
         if process.exit_status is None:
             process.exit_status = status
@@ -281,7 +299,8 @@ class Processes:
             if left is None:
                 return
             began = self._kernel.clock.monotonic()
-            await self._kernel.clock.sleep(min(0.5, max(left, 0.001)))
+            # at the cap only one that asked to fail is still live; its calls end now and then
+            await self._kernel.clock.sleep(min(0.5, max(left, 0.001)) if left else 0.1)
             if process.state == "live":
                 process.budget.spend_seconds(self._kernel.clock.monotonic() - began)
                 if not process.budget.seconds:
@@ -311,6 +330,8 @@ class Processes:
         if reason not in process.reasons:
             return
         process.reasons.discard(reason)
+        if reason == "budget":
+            self.at_cap.discard(process)
         if not process.reasons:
             process.move("live")
             if process.os is not None:
@@ -319,8 +340,11 @@ class Processes:
                 scheduler.wake(process)
         self._kernel.trace.emit(ev.ProcessResumed, process.pid, self.row(process), reason=reason)
 
-    def exhausted(self, process: Process, stop: bool = False) -> None:
-        """At the cap: suspend the process, or fail the call if it asked for that."""
+    def exhausted(self, process: Process, wanted: int = 1, stop: bool = False) -> None:
+        """At the cap: suspend the process, or fail the call if it asked for that.
+
+        *wanted* is how many tokens it needs to go on.
+        """
         what = process.budget.exhausted() or "tokens"
         if process.on_exhausted == "fail":
             error = BudgetExhausted(
@@ -332,28 +356,38 @@ class Processes:
             for call in list(process.calls.values()):
                 call.end(error)
             return
+        process.wanted = wanted
+        self.at_cap.add(process)
         self.suspend(process, "budget")
 
-    def recheck_budget(self, process: Process) -> None:
-        """After tokens were given back: what stopped only because they were held goes on."""
-        if "budget" in process.reasons and process.budget.exhausted() is None:
-            self.resume(process, "budget")
+    def recheck_budgets(self) -> None:
+        """After tokens were given back: who stopped only because they were held goes on."""
+        for process in list(self.at_cap):
+            free = process.budget.tokens_free()
+            if (free is None or free >= process.wanted) and process.budget.exhausted() is None:
+                self.resume(process, "budget")
 
-    async def watch_owner(self, process: Process, os_pid: int) -> None:
-        """A process that its caller runs ends with the OS process in which it is run."""
+    async def _watch_owner(self, process: Process, os_pid: int) -> None:
         await self._kernel.programs.gone(os_pid)
         self.ended(process, -1, "lost: the Python that ran it has ended")
 
     async def kill(self, process: Process, reason: str) -> None:
-        """End a process and its descendants, children first."""
-        for child in list(process.children.values()):
-            await self.kill(child, reason)
-        if process.state == "zombie":
-            return
-        had_program = process.os is not None
-        self.ended(process, -15, reason)
-        if had_program:
-            await self._kernel.programs.kill(process.pid, self._kernel.config.kernel.kill_grace_s)
+        """End a process and its descendants, children first; returns when their programs are gone.
+
+        All end in one step: a parent that went on while its children's programs are being ended
+        could make more of them. And it is done to the end, whoever stops waiting for it.
+        """
+        grace_s = self._kernel.config.kernel.kill_grace_s
+        dying = [p for p in process.subtree() if p.state != "zombie"]
+        programs = []
+        for each in dying:
+            self.ended(each, -15, reason)
+            if each.os is not None:
+                programs.append(
+                    self._kernel.spawn_task(self._kernel.programs.kill(each.pid, grace_s))
+                )
+        if programs:
+            await asyncio.shield(asyncio.gather(*programs))
 
     def ended(self, process: Process, status: int, reason: str) -> None:
         """A process is over: its calls, rights and mail go, its children are its user's login's."""
@@ -363,13 +397,16 @@ class Processes:
         process.exit_reason = process.exit_reason or reason
         process.ended = self._kernel.clock.now()
         process.reasons.clear()
+        self.at_cap.discard(process)
         process.move("zombie")
         me = asyncio.current_task()
         for call in list(process.calls.values()):
             if call.task is not me:
                 call.end(Killed(f"process {process.pid} has ended: {reason}."))
         process.mailbox.clear()
+        process.seen_mail.clear()
         process.contexts.clear()
+        process.tools.clear()
         self._kernel.grants.drop(f"pid:{process.pid}")
         self._kernel.keys.revoke_of(process)
         self._hand_over_children(process)
@@ -384,7 +421,17 @@ class Processes:
             if not waiter.done():
                 waiter.set_result(None)
         process.waiters.clear()
-        self._kernel.spawn_task(self._reap_later(process))
+        self._keep(process, self._reap_later(process))
+
+    def _keep(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
+        """What waits on a process: for the OS process that it is tied to, then to forget it."""
+        if process.keeper is not None and process.keeper is not asyncio.current_task():
+            process.keeper.cancel()
+        process.keeper = self._kernel.spawn_task(work)
+
+    def tie(self, process: Process, os_pid: int) -> None:
+        """Let a process end with the OS process in which its caller runs it."""
+        self._keep(process, self._watch_owner(process, os_pid))
 
     def _hand_over_children(self, process: Process) -> None:
         heir = process.parent if process.parent and process.parent.state != "zombie" else None
@@ -409,6 +456,8 @@ class Processes:
         del self.table[process.pid]
         if process.parent is not None:
             process.parent.children.pop(process.pid, None)
+        if process.keeper is not None and process.keeper is not asyncio.current_task():
+            process.keeper.cancel()
         self._kernel.trace.emit(ev.ProcessReaped, process.pid, Forget(process.pid))
 
     def renumber(self, process: Process, aid: int) -> None:
@@ -416,8 +465,8 @@ class Processes:
             raise Conflict(
                 f"process {process.pid} has run already; only a new one can get another number."
             )
-        if aid < 1 or aid in self.table:
-            raise Conflict(f"the number {aid} is taken or not above 0; choose a free one.")
+        if not 1 <= aid <= MAX_AID or aid in self.table:
+            raise Conflict(f"the number {aid} is taken or not 1 to {MAX_AID}; choose a free one.")
         old = process.pid
         del self.table[old]
         self._kernel.grants.drop(f"pid:{old}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from aios.abi import events as ev
 from aios.abi.calls import SchedulerReport
-from aios.errors import QueueFull
+from aios.errors import CoreFailed, QueueFull
 from aios.kernel.context import to_page_out
 from aios.kernel.policies import POLICIES, Rank, check
 from aios.kernel.process import OpenCall, Process
@@ -133,6 +133,9 @@ class Scheduler:
         None when the budget allows no token. CoreFailed when the core died.
         """
         await self._turn(ticket)
+        if ticket.sequence is None:
+            self._leave(ticket)
+            raise CoreFailed(f"the core of {self.name} died while {ticket!r} was in line.")
         budget = ticket.process.budget
         reserved = budget.reserve_tokens(self.quantum)
         if not reserved:
@@ -185,7 +188,10 @@ class Scheduler:
         ticket.turn = self._turns
         ticket.grant = asyncio.get_running_loop().create_future()
         ticket.call.move("queued")
-        self._push(ticket)
+        if ticket.may_run:
+            self._push(ticket)
+        else:  # suspended or held during its slice
+            self._park(ticket)
         try:
             await ticket.grant
         except asyncio.CancelledError:
@@ -314,6 +320,19 @@ class Scheduler:
         if ticket.sequence is not None and not ticket.is_running:
             sequence, ticket.sequence = ticket.sequence, None
             await self.core.release(sequence)
+
+    def lost(self) -> None:
+        """The core died: what stands between two slices has nothing in it any more."""
+        self.life += 1
+        for ticket in self.tickets:
+            if not ticket.is_running:  # those hear of it from their run
+                self.forget(ticket)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Its sequence is gone with the core; if that was a mistake, it goes now."""
+        if ticket.sequence is not None:
+            self._later(self.core.release(ticket.sequence))
+        ticket.sequence, ticket.cells, ticket.residency = None, 0, "none"
 
     async def _make_room(self, ticket: Ticket) -> None:
         """Page out others if this one's context would not fit into the cells."""

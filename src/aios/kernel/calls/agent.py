@@ -16,6 +16,8 @@ from aios.ports import ContextRow
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
+MAX_STATUS = 2**31 - 1
+
 
 async def sys_get_aid(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GetAid
@@ -112,13 +114,16 @@ async def sys_spawn_agent(
     if request.model is not None:
         kernel.model_for(target, request.model)
     _check_limits(request.budget)
+    if unknown := sorted(set(request.rights or ()) - abi.CALLS.keys()):
+        raise InvalidCall(f"there is no call named {unknown[0]!r} to have a right to.")
     process = kernel.processes.create(target.user, target, request)
     key = kernel.keys.issue(target.user, f"process {process.pid}", process)
     if not request.argv:
         if request.os_pid is not None:
-            kernel.spawn_task(kernel.processes.watch_owner(process, request.os_pid))
+            kernel.processes.tie(process, request.os_pid)
         return abi.Spawned(process.pid, key.key)
-    await kernel.processes.launch(process, key.key)
+    # to its end, also when the caller goes away: a program half started would be nobody's
+    await asyncio.shield(kernel.spawn_task(kernel.processes.launch(process, key.key)))
     return abi.Spawned(process.pid)
 
 
@@ -132,6 +137,10 @@ def _check_limits(budget: abi.Limits) -> None:
 async def sys_exit_agent(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.ExitAgent
 ) -> abi.Done:
+    if abs(request.exit_status) > MAX_STATUS:
+        raise InvalidCall(
+            f"an exit status is a number up to {MAX_STATUS}, not {request.exit_status}."
+        )
     target.exit_status, target.result = request.exit_status, request.result
     target.exit_reason = request.reason or f"exited with status {request.exit_status}"
     if target.os is None:  # nothing else would tell that it is over
@@ -189,10 +198,13 @@ async def sys_fork_agent(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.ForkAgent
 ) -> abi.Spawned:
     _check_limits(request.budget)
+    if target.state == "zombie":
+        raise Conflict(f"process {target.pid} has ended; only a living one can be forked.")
     spawned = abi.SpawnAgent(
         program=target.program,
         task=target.task,
         budget=request.budget,
+        on_exhausted=target.on_exhausted,
         model=target.model,
         wrap_model=target.wrap_model,
         note=f"fork of {target.pid}",
@@ -255,7 +267,7 @@ async def sys_send_message(
 ) -> abi.Sent:
     receiver = _addressee(kernel, target, request.to)
     mail = abi.Mail(request.id or call.id, target.pid, request.body, kernel.clock.now())
-    if mail.id in receiver.seen_mail:  # sent again after a time-out: it arrives once
+    if (target.pid, mail.id) in receiver.seen_mail:  # sent again after a time-out: it arrives once
         return abi.Sent(mail.id)
     limits, size = kernel.config.kernel, len(wire.encode(request.body))
     if (
@@ -267,7 +279,10 @@ async def sys_send_message(
             f"({len(receiver.mailbox)} messages, {receiver.mail_size} bytes); "
             "it must receive some first."
         )
-    receiver.seen_mail.add(mail.id)
+    if request.id is not None:
+        receiver.seen_mail[target.pid, mail.id] = None
+        if len(receiver.seen_mail) > limits.mailbox_messages:
+            del receiver.seen_mail[next(iter(receiver.seen_mail))]
     receiver.mailbox.append(mail)
     receiver.mail_size += size
     for waiter in receiver.received:
@@ -295,6 +310,7 @@ async def sys_recv_message(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.RecvMessage
 ) -> abi.Mail:
     while True:
+        await kernel.blocked(call)  # taken only by one who may have it: a caller may go away
         for mail in target.mailbox:
             if request.sender in (None, mail.sender):
                 target.mailbox.remove(mail)

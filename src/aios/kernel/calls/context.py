@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from aios.abi import calls as abi
 from aios.abi import wire
@@ -32,12 +29,9 @@ async def sys_generate(
             context = target.contexts.setdefault(request.context, Context(request.context))
             await stack.enter_async_context(context.lock())
         before = tuple(context.messages) if context else ()
-        sampling = request.sampling
-        if sampling.seed is None:  # chosen here and journaled: a recompute must draw the same
-            sampling = msgspec.structs.replace(sampling, seed=random.getrandbits(31))
         prompt = Prompt(
             messages=before + request.messages,
-            sampling=sampling,
+            sampling=request.sampling,
             tools=request.tools,
             tool_choice=request.tool_choice,
             schema=request.schema,
@@ -102,16 +96,14 @@ async def sys_gen_restore(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GenRestore
 ) -> abi.Generation:
     row = kernel.snapshots.get(request.snapshot)
-    owner = kernel.processes.get(row.pid) if row else None
-    if row is None or (owner is not None and owner.user != target.user):
+    if row is None or not kernel.sees(target, row.pid):
         raise NotFound(f"there is no snapshot {request.snapshot!r} that you may see.")
     try:
         progress = wire.decode(row.detail, Progress)
     except InvalidCall as error:
         raise InvalidCall(f"snapshot {row.id} cannot be read: {error}") from error
     scheduler = await kernel.scheduler(progress.model)
-    admitted = await scheduler.core.thaw(row.path)
-    return await generation.run(kernel, call, scheduler, progress, admitted)
+    return await generation.run(kernel, call, scheduler, progress, row.path)
 
 
 async def sys_get_context(
