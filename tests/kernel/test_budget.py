@@ -123,3 +123,28 @@ async def test_who_was_stopped_by_what_others_held_goes_on_when_it_is_given_back
             await settle()
         assert [task.done() for task in tasks] == [True, True]
         assert kernel.processes.find(parent).budget.tokens == 36 - 24
+
+
+async def test_an_orphan_under_its_dead_parent_s_cap_can_be_given_more() -> None:
+    async with machine(script=[TEXT]) as kernel:
+        login = kernel.identify(kernel.user_key)
+        parent = await child(kernel, budget=abi.Limits(tokens=5))
+        spawned = await kernel.trap(parent, abi.SpawnAgent(program="worker"))
+        assert isinstance(spawned, abi.Spawned)
+        task = generate(kernel, spawned.aid)
+        await settle()
+        await kernel.trap(parent, abi.ExitAgent())
+        assert kernel.processes.find(spawned.aid).reasons == {"budget"}
+        budget = abi.Limits(tokens=30)
+        await kernel.trap(login, abi.SetBudget(aid=spawned.aid, budget=budget))
+        reply = await asyncio.wait_for(task, 5)
+        assert isinstance(reply, abi.Generation)
+        assert reply.message.content == TEXT
+
+
+async def test_to_end_itself_a_process_needs_no_right() -> None:
+    async with machine() as kernel:
+        pid = await child(kernel, rights=())
+        with pytest.raises(PermissionDenied, match="it may do nothing"):
+            await kernel.trap(pid, abi.GetAid())
+        await kernel.trap(pid, abi.ExitAgent())

@@ -59,9 +59,10 @@ def holders(process: Process) -> list[str]:
 def check(grants: Grants, caller: Process, action: str, target: Process | None, now: float) -> None:
     """Raise unless *caller* may do *action* to *target* (None: the machine).
 
-    PermissionDenied for what it may see but not do, NotFound for what it may not see.
+    PermissionDenied for what it may see but not do, NotFound for what it may not see. To end itself
+    a process needs no right.
     """
-    if caller.rights is not None and action not in caller.rights:
+    if caller.rights is not None and action not in caller.rights and action != "exit_agent":
         raise PermissionDenied(
             f"process {caller.pid} has no right to {action}; "
             f"it may {', '.join(sorted(caller.rights)) or 'do nothing'}."

@@ -35,6 +35,19 @@ class Budget:
         if limits.calls is not None:
             self.calls = limits.calls
 
+    def lift(self, limits: Limits, living: Budget | None) -> None:
+        """Take the amounts that *limits* names off the dead ancestors' budgets, up to *living*.
+
+        An orphan stays under the cap of its dead parent, which nobody can raise any more: who may
+        give the orphan more decides for both.
+        """
+        budget = self.above
+        while budget is not None and budget is not living:
+            budget.tokens = budget.tokens if limits.tokens is None else None
+            budget.seconds = budget.seconds if limits.seconds is None else None
+            budget.calls = budget.calls if limits.calls is None else None
+            budget = budget.above
+
     def tokens_free(self) -> int | None:
         """Tokens that may still be reserved, over the whole chain; None is no limit."""
         free: int | None = None

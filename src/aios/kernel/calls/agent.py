@@ -232,6 +232,7 @@ async def sys_set_budget(
         )
     had_seconds = target.budget.seconds is not None
     target.budget.replace(request.budget)
+    target.budget.lift(request.budget, target.parent.budget if target.parent else None)
     left = target.left()
     kernel.trace.emit(
         ev.BudgetChanged,
