@@ -134,6 +134,59 @@ def test_fork_is_a_new_process(aios: Aios) -> None:
     assert aios("kill", pid, forked)[0] == 0
 
 
+def test_following_the_trace_of_a_process_ends_with_it(aios: Aios) -> None:
+    code, pid, _ = aios("run", "-d", "failing.py")
+    assert code == 0
+    code, out, _ = aios("trace", "-f", pid.strip())
+    assert code == 0
+    assert "process_ended exit_status=7" in out.splitlines()[-1]
+
+
+def test_a_task_may_begin_with_a_dash(aios: Aios) -> None:
+    code, out, _ = aios("run", "parrot.py", "--", "-3 + 5")
+    assert (code, out.splitlines()[0]) == (0, "I heard: -3 + 5")
+
+
+def test_run_says_that_the_cap_stopped_the_program(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "parrot.py").write_text(AGENT)
+    words = ["run", "--budget", "calls=0", "parrot.py", "hello"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "aios.cli.main", *words],
+        cwd=tmp_path,
+        env={**os.environ, "AIOS_HOME": str(home)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert running.stderr
+    said = running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) == exits.INTERRUPTED.code
+    running.stderr.close()
+    assert "its budget is used up (calls=0 left); `aios budget set" in said
+
+
+def test_a_reader_that_goes_away_or_a_full_disk_is_no_traceback(home: Path) -> None:
+    command = [sys.executable, "-m", "aios.cli.main", "trace"]
+    environment = {**os.environ, "AIOS_HOME": str(home)}
+    gone, ours = os.pipe()
+    os.close(gone)
+    for out, code in ((ours, 0), (os.open("/dev/full", os.O_WRONLY), exits.FAILED.code)):
+        done = subprocess.run(
+            command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+        os.close(out)
+        assert done.returncode == code
+        assert done.stderr.count("\n") == (code != 0), done.stderr
+
+
+@pytest.mark.parametrize("key", ["not-a-key", "cl\u00e9", "two\nlines"])
+def test_a_wrong_key_is_refused(aios: Aios, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("AIOS_KEY", key)
+    code, out, err = aios("ps")
+    assert (code, out, err.count("\n")) == (exits.REFUSED.code, "", 1)
+
+
 def test_interrupting_run_kills_the_process(aios: Aios, home: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "aios.cli.main", "run", "sleeper.py"],
@@ -205,6 +258,8 @@ def test_what_a_person_sees(aios: Aios, words: tuple[str, ...], shown: str) -> N
         (("inspect", "99999"), exits.NOT_FOUND),
         (("kill", "99999"), exits.NOT_FOUND),
         (("logs", "99999"), exits.NOT_FOUND),
+        (("trace", "99999"), exits.NOT_FOUND),
+        (("trace", "-f", "99999"), exits.NOT_FOUND),
         (("run", "nobody"), exits.NOT_FOUND),
         (("run", "--", "no-such-command"), exits.NOT_FOUND),
         (("run", "parrot.py", "two", "tasks"), exits.USAGE),

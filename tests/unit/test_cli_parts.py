@@ -72,6 +72,9 @@ def test_the_dashes_of_run_survive_the_parser() -> None:
         "ls",
         "-l",
     ]
+    assert "--command" in main.prepared(["run", "--model", "m", "--json", "--", "ls"])
+    with_task = ["run", "--budget", "calls=3", "math", "--", "-3 + 5"]
+    assert main.prepared(with_task) == with_task
     assert main.prepared(["run", "math", "1+1"]) == ["run", "math", "1+1"]
     assert main.prepared(["nice", "--", "-5", "3"]) == ["nice", "--", "-5", "3"]
 
@@ -107,6 +110,10 @@ def test_a_table_that_is_too_wide_cuts_its_last_column() -> None:
     assert line.startswith("12345  p        running")
     assert len(line) == 80
     assert line.endswith("…")
+
+
+def test_what_a_program_wrote_gives_the_terminal_no_orders() -> None:
+    assert "\x1b" not in str(show.table(("NOTE",), [("\x1b[31mred",)]))
 
 
 def test_durations() -> None:

@@ -88,10 +88,16 @@ def show_help(
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """`run … -- ARGV` as `run … --command -- ARGV`: the parser forgets that it saw the dashes."""
+    """`run … -- ARGV` as `run … --command -- ARGV`: the parser forgets that it saw the dashes.
+
+    `run math -- "-3 + 5"` is no command line: a program stands before the dashes already, so they
+    only say that the task is no option.
+    """
     words = list(arguments)
     if words[:1] == ["run"] and "--" in words:
-        words.insert(words.index("--"), "--command")
+        dashes = words.index("--")
+        if not run.names_a_program(words[1:dashes]):
+            words.insert(dashes, "--command")
     return words
 
 
@@ -113,10 +119,16 @@ def code_of(arguments: Sequence[str]) -> int:
         return exits.USAGE.code
     except (KeyboardInterrupt, typer.Abort):
         return exits.INTERRUPTED.code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # the parser's library answers a broken pipe with an exit of its own
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         # whoever read our output has gone (`| head`): not an error, and not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK.code
+    except OSError as error:  # a full disk behind `>`, a folder that went away
+        show.note(f"this machine says no: {error}; mend that and run it again.")
+        return exits.FAILED.code
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

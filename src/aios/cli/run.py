@@ -12,13 +12,25 @@ from typing import Annotated
 
 import typer
 
-from aios.abi.calls import Exit, GetLog, KillAgent, Limits, Log, SpawnAgent, Spawned, WaitAgent
+from aios.abi.calls import (
+    Exit,
+    GetLog,
+    GetStatus,
+    KillAgent,
+    Limits,
+    Log,
+    SpawnAgent,
+    Spawned,
+    Status,
+    WaitAgent,
+)
 from aios.cli import budget as budgets
 from aios.cli import exits, machine, session, show
 from aios.errors import AiosError, InvalidCall, NotFound
 from aios.sdk import programs
 from aios.sdk.programs import Program
 
+STATUS_POLL_S = 1.0  # between looks at whether a quiet program is stopped at its cap
 LOG_POLL_S = 0.1  # between looks at a log that has nothing new: below what a person notices
 TAIL_CHARACTERS = 2_000  # of its output: enough to see whether it printed its result itself
 
@@ -30,6 +42,18 @@ def command_line(argv: Sequence[str]) -> Program:
     script = next((word for word in argv[1:] if not word.startswith("-")), "")
     named = script if Path(script).is_file() else argv[0]
     return Program(name=Path(named).stem, argv=tuple(argv))
+
+
+_WITH_VALUE = {"--budget", "--model", "--priority"}
+
+
+def names_a_program(words: Sequence[str]) -> bool:
+    """Whether one of *words*, which follow `run`, is no option and no option's value."""
+    before = ["", *words]
+    return any(
+        not word.startswith("-") and last not in _WITH_VALUE
+        for last, word in zip(before, words, strict=False)
+    )
 
 
 def environment(of: Mapping[str, str]) -> dict[str, str]:
@@ -66,9 +90,21 @@ def spawning(
     )
 
 
+def stopped(status: Status) -> str:
+    """Why a program that somebody waits for says nothing, and what lets it go on."""
+    if "budget" in status.reasons:
+        return (
+            f"process {status.aid} is suspended: its budget is used up "
+            f"({show.limits(status.budget)} left); `aios budget set {status.aid} tokens=N` (or "
+            "seconds=S, calls=N) lets it go on, Ctrl-C ends it."
+        )
+    return f"process {status.aid} is suspended; `aios resume {status.aid}` lets it go on."
+
+
 async def follow(kernel: session.Session, pid: int) -> Exit:
     """Print what *pid* prints until it has ended, then its result; Ctrl-C kills it."""
     offset, tail = 0, ""
+    quiet_s, was_stopped = 0.0, False
     try:
         while True:
             log = await kernel.call(GetLog(aid=pid, offset=offset), Log)
@@ -79,6 +115,13 @@ async def follow(kernel: session.Session, pid: int) -> Exit:
                 break
             if log.next == offset:
                 await asyncio.sleep(LOG_POLL_S)
+                quiet_s += LOG_POLL_S
+            if quiet_s >= STATUS_POLL_S:
+                quiet_s = 0.0
+                status = await kernel.call(GetStatus(aid=pid), Status)
+                if status.state == "suspended" and not was_stopped:
+                    show.note(stopped(status))
+                was_stopped = status.state == "suspended"
             offset = log.next
         # not reaped: `ps -a`, `trace` and `transcript` go on showing it
         ended = await kernel.call(WaitAgent(aid=pid, reap=False), Exit)
@@ -105,7 +148,7 @@ async def _run(kernel: session.Session, spawn: SpawnAgent, detach: bool, json: b
     if json:
         show.json(ended)
     elif ended.exit_status != 0:
-        show.note(f"process {made.aid} ended with {ended.exit_status}: {ended.reason}.")
+        show.note(f"process {made.aid} ended with {ended.exit_status}: {ended.reason.rstrip('.')}.")
     return exits.of_program(ended.exit_status)
 
 
@@ -135,7 +178,8 @@ def run(
 ) -> None:
     """Start a program, show what it prints, and exit with its exit status.
 
-    `aios run math "12 * 12"` runs an agent, `aios run -- python any_program.py` any program at all:
+    `aios run math "12 * 12"` runs an agent (write `aios run math -- "-3 + 5"` for a task that
+    begins with a dash), `aios run -- python any_program.py` any program at all:
     OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_CUSTOM_HEADERS then lead its model calls here.
     """
     if command:

@@ -32,6 +32,11 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
+def printable(text: str) -> str:
+    """*text* without what a terminal would take for an order: programs write notes and names."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Text:
     """A plain table; a column whose name starts with ``>`` is flush right.
 
@@ -41,7 +46,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Text:
     from rich.text import Text
 
     names = [column.lstrip(">") for column in columns]
-    cells = [names, *([str(cell) for cell in row] for row in rows)]
+    cells = [names, *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     flush = [">" if column.startswith(">") else "<" for column in columns]
     lines = [
@@ -65,7 +70,8 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        print(f"{name:<{width}}  {value}")
+        lines = str(value).split("\n")
+        print(f"{name:<{width}}  " + "\n".join(map(printable, lines)))
 
 
 # --- processes ------------------------------------------------------------------------------------

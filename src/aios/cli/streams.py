@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import typer
 
 from aios.abi import wire
 from aios.abi.calls import CallRecord, GetLog, GetTranscript, Log, Transcript
-from aios.abi.events import Event
+from aios.abi.events import Event, ProcessEnded
 from aios.cli import session, show
 from aios.cli.run import LOG_POLL_S
 
@@ -59,17 +60,21 @@ def event_line(event: Event) -> str:
     if usage := said.pop("usage", None):
         said |= usage
     rest = " ".join(f"{key}={_short(value)}" for key, value in said.items() if value is not None)
-    return f"{event.seq:>7} {clock}.{int(event.at % 1 * 1000):03d} {event.pid:>5} {name} {rest}"
+    line = f"{event.seq:>7} {clock}.{int(event.at % 1 * 1000):03d} {event.pid:>5} {name} {rest}"
+    return show.printable(line)
 
 
 async def _trace(
     kernel: session.Session, pid: int | None, follow: bool, after: int, json: bool
 ) -> None:
-    async for event in kernel.events(after=after, pid=pid, follow=follow):
-        if json:
-            show.json(event)
-        else:
-            print(event_line(event), flush=True)
+    async with aclosing(kernel.events(after=after, pid=pid, follow=follow)) as events:
+        async for event in events:
+            if json:
+                show.json(event)
+            else:
+                print(event_line(event), flush=True)
+            if follow and isinstance(event, ProcessEnded) and event.pid == pid:
+                return
 
 
 def trace(

@@ -48,6 +48,10 @@ def find(url: str | None = None, key: str | None = None) -> Address:
             f"{url!r} is no address of a kernel: give http://127.0.0.1:PORT or unix:/PATH."
         )
     key = key or os.environ.get("AIOS_KEY") or _key_of_user(paths.keys / getpass.getuser())
+    if not (key.isascii() and key.isprintable()):
+        raise Unauthenticated(
+            "the key holds signs that no key of aios has: copy it again, or unset AIOS_KEY."
+        )
     return Address(url.rstrip("/"), key, where)
 
 
