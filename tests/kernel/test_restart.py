@@ -43,3 +43,19 @@ async def test_what_a_dead_kernel_left_is_ended_and_can_be_asked_about() -> None
             assert check_ends(events, [("process", now)]) == []
         task.cancel()
         await asyncio.wait({task})
+
+
+async def test_a_zombie_outlives_two_kernels_and_logins_do_not() -> None:
+    journal = MemoryJournal()
+    async with machine(journal=journal) as first:
+        login = first.identify(first.user_key)
+        spawned = await first.trap(login, abi.SpawnAgent(program="p"))
+        assert isinstance(spawned, abi.Spawned)
+        image = journal.load()  # both are alive when the first kernel dies
+    crashed = MemoryJournal()
+    for row in image.processes:
+        crashed.append((row,))
+    for _ in range(2):
+        async with machine(journal=crashed) as kernel:
+            assert [process.pid for process in kernel.processes] == [spawned.aid]
+            assert [row.pid for row in crashed.load().processes] == [spawned.aid]
