@@ -252,3 +252,12 @@ async def test_stopping_answers_everybody(tmp_path: Path) -> None:
         assert (await lines(response))[-1][0] == "error"
         await late.__aexit__(None, None, None)
         assert (await http.get("/api/status")).status_code == 503
+
+
+async def test_a_call_that_does_not_fit_says_where_the_calls_are_described(site: Site) -> None:
+    async with site.http() as http:
+        answer = await http.post("/api/trap", json={"call": "frobnicate"})
+        assert answer.status_code == 422
+        message = answer.json()["error"]["message"]
+        assert "'frobnicate'" in message
+        assert "/api/openapi.json" in message

@@ -67,7 +67,9 @@ def decode_call(data: bytes | str) -> Call:
     try:
         return _calls().decode(data)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidCall(f"this is not a valid system call: {error}") from error
+        raise InvalidCall(
+            f"this is not a valid system call: {error}; GET /api/openapi.json describes each."
+        ) from error
 
 
 def decode_event(data: bytes | str) -> Event:
