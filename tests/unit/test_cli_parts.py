@@ -15,6 +15,7 @@ from aios.abi.messages import Usage
 from aios.cli import budget, demo, doctor, exits, main, run, show, streams
 from aios.config import Paths
 from aios.errors import BY_CODE, InvalidCall, NotFound, NotRunning
+from aios.sdk import programs
 
 
 def status(aid: int, **fields: object) -> Status:
@@ -212,3 +213,9 @@ def test_no_kernel_is_one_sentence_and_three(
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "aios up" in said.err
+
+
+def test_an_agent_of_ours_needs_a_task() -> None:
+    for task in ("", "  "):
+        with pytest.raises(InvalidCall, match="math was given no task"):
+            run.spawning(programs.built_in("math"), task=task)

@@ -325,3 +325,12 @@ def test_the_default_model_is_what_the_catalogue_says() -> None:
     assert (model.path.stat().st_size, model.sha256) == (known.bytes, known.sha256)
     assert sha256(model.path) == known.sha256
     assert gguf_file.read(model.path).context == known.context
+
+
+def test_a_damaged_model_hides_no_other(store: ModelStore, tiny: CatalogueModel) -> None:
+    model = store.pull("tiny")
+    (store.directory / "broken.json").write_text("{")
+    (store.directory / "broken.gguf").write_bytes(b"GGUF")
+    assert store.list() == [model]
+    with pytest.raises(StoreFailed, match="aios model rm broken"):
+        store.find("broken")

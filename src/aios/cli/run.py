@@ -74,7 +74,12 @@ def spawning(
     wrap_model: bool = False,
     fail_at_cap: bool = False,
 ) -> SpawnAgent:
-    """The call that starts *what*; a flag beats the manifest."""
+    """The call that starts *what*; a flag beats the manifest. InvalidCall without a needed task."""
+    if what.name in programs.BUILT_IN and not task.strip():
+        raise InvalidCall(
+            f"the agent {what.name} was given no task; say what to do: "
+            f'`aios run {what.name} "…"` (`aios demo` shows examples).'
+        )
     return SpawnAgent(
         program=what.name,
         argv=what.argv,

@@ -92,12 +92,12 @@ class ModelStore:
         return ModelFile(path=self._file(name), **msgspec.structs.asdict(manifest))
 
     def list(self) -> list[ModelFile]:
-        """Those that are here, by name."""
+        """Those that are here and whole, by name; ``find`` says what is wrong with another."""
         found = []
         for manifest in sorted(self.directory.glob("*.json")):
             try:
                 found.append(self.find(manifest.stem))
-            except NotFound:  # removed meanwhile
+            except (NotFound, StoreFailed):  # removed meanwhile, or damaged
                 continue
         return found
 
