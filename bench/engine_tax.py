@@ -3,7 +3,7 @@
 ``vs_engine`` is the system's tokens a second (agents over HTTP, kernel, journal, worker) divided
 by those of the same engine driven directly in a loop; ``vs_server`` by those of llama.cpp's server
 from the same wheel, with the same model file, threads and slots; bench/engine.py has the workload.
-The three take turns, several times, and each ratio is of neighbours: both share the machine's mood.
+The three take turns, round by round, and a ratio is of neighbours: both share the machine's mood.
 """
 
 from __future__ import annotations
@@ -12,77 +12,84 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import aios
 from aios.abi.calls import Generate, Generation
 from aios.abi.messages import Sampling
+from aios.sdk.process import Me
 from bench import engine
 from bench.daemon import Daemon, daemon
 
-TURNS = 3  # of system, engine, server; the medians of their ratios count
 ENGINE_GOAL, SERVER_GOAL = 0.9, 1.0
 
-_numbers: Iterator[int] = itertools.count(1000)  # no prompt is asked twice: nothing to reuse
 
+class System:
+    """The whole system: every agent a process with a connection of its own."""
 
-async def _answer(running: Daemon, agents: int, sampling: Sampling) -> float:
-    """Tokens a second of *agents* concurrent processes, one generation each."""
+    def __init__(self, running: Daemon) -> None:
+        self._daemon = running
+        self._numbers = itertools.count(10_000)  # no prompt is asked twice: nothing to reuse
 
-    async def one(number: int) -> int:
-        async with aios.connect(running.socket, running.key, program=f"writer {number}") as me:
-            call = Generate(messages=engine.question(number), context=None, sampling=sampling)
-            reply = await me.call(call, Generation)
-            assert reply.usage.completion_tokens == engine.NEW_TOKENS, reply
-            assert reply.usage.cached_tokens == 0, reply
-            return reply.usage.completion_tokens
+    def rate(self, agents: int, sampling: Sampling) -> float:
+        """Tokens a second of one round."""
+        return asyncio.run(self._round(agents, sampling))
 
-    rates = []
-    for _ in range(engine.ROUNDS):
+    async def _round(self, agents: int, sampling: Sampling) -> float:
+        connections = [
+            aios.connect(self._daemon.socket, self._daemon.key, program="writer")
+            for _ in range(agents)
+        ]
+        writers = [await connection.__aenter__() for connection in connections]
         started = time.perf_counter()
-        made = await asyncio.gather(*(one(next(_numbers)) for _ in range(agents)))
-        rates.append(sum(made) / (time.perf_counter() - started))
-    return statistics.median(rates)
+        made = await asyncio.gather(*(self._write(writer, sampling) for writer in writers))
+        taken = time.perf_counter() - started
+        for connection in connections:
+            await connection.__aexit__(None, None, None)
+        return sum(made) / taken
+
+    async def _write(self, me: Me, sampling: Sampling) -> int:
+        messages = engine.question(next(self._numbers))
+        call = Generate(messages=messages, context=None, sampling=sampling)
+        reply = await me.call(call, Generation)
+        assert reply.usage.completion_tokens == engine.NEW_TOKENS, reply
+        assert reply.usage.cached_tokens == 0, reply
+        return reply.usage.completion_tokens
 
 
-def system(agents: int, sampling: Sampling) -> float:
-    """Tokens a second of that many concurrent agents through a daemon of their own."""
+def run() -> dict[str, Any]:
+    figures: dict[str, Any] = {"name": "engine_tax", "vs_engine": {}, "vs_server": {}}
     settings = {
         "core_slots": engine.SLOTS,
         "core_threads": engine.THREADS,
         "core_cells": engine.CELLS,
         "core_ram_mb": 0,
     }
-    with daemon(**settings) as running:
-        asyncio.run(_answer(running, 1, sampling))  # first use of everything
-        return asyncio.run(_answer(running, agents, sampling))
-
-
-def run() -> dict[str, Any]:
-    figures: dict[str, Any] = {"name": "engine_tax", "vs_engine": {}, "vs_server": {}}
-    for kind, sampling in (("greedy", engine.GREEDY), ("top_p", engine.TOP_P)):
-        for agents in engine.CONCURRENT:
-            turns = [
-                (
-                    system(agents, sampling),
-                    engine.direct(agents, sampling),
-                    engine.server(agents, sampling),
+    with (
+        daemon(**settings) as running,
+        engine.Side("direct") as direct,
+        engine.Side("server") as server,
+    ):
+        system = System(running)
+        sides = (system, direct, server)
+        for side in sides:
+            side.rate(1, engine.GREEDY)  # first use of everything
+        for kind, sampling in (("greedy", engine.GREEDY), ("top_p", engine.TOP_P)):
+            for agents in engine.CONCURRENT:
+                rounds = [
+                    [side.rate(agents, sampling) for side in sides] for _ in range(engine.ROUNDS)
+                ]
+                rates = [statistics.median(column) for column in zip(*rounds, strict=True)]
+                vs_engine = statistics.median(ours / bare for ours, bare, _ in rounds)
+                vs_server = statistics.median(ours / theirs for ours, _, theirs in rounds)
+                print(
+                    f"  {kind} {agents}: system {rates[0]:.1f}, engine {rates[1]:.1f}, "
+                    f"server {rates[2]:.1f} tokens/s; vs_engine {vs_engine:.2f}, "
+                    f"vs_server {vs_server:.2f}",
+                    flush=True,
                 )
-                for _ in range(TURNS)
-            ]
-            columns = zip(*turns, strict=True)
-            ours, direct, server = (statistics.median(column) for column in columns)
-            vs_engine = statistics.median(turn[0] / turn[1] for turn in turns)
-            vs_server = statistics.median(turn[0] / turn[2] for turn in turns)
-            print(
-                f"  {kind} {agents}: system {ours:.1f}, engine {direct:.1f}, "
-                f"server {server:.1f} tokens/s; vs_engine {vs_engine:.2f}, "
-                f"vs_server {vs_server:.2f}",
-                flush=True,
-            )
-            figures["vs_engine"][f"{kind}_{agents}"] = round(vs_engine, 3)
-            figures["vs_server"][f"{kind}_{agents}"] = round(vs_server, 3)
+                figures["vs_engine"][f"{kind}_{agents}"] = round(vs_engine, 3)
+                figures["vs_server"][f"{kind}_{agents}"] = round(vs_server, 3)
     return {
         **figures,
         "goal": f"vs_engine at least {ENGINE_GOAL} and vs_server at least {SERVER_GOAL}, each",
