@@ -38,8 +38,6 @@ STOPS = {
         "aios.drivers.clock",
         "aios.kernel.process",
         "aios.kernel.trace",
-        "aios.drivers.journal.memory",
-        "aios.drivers.journal.rows",
     ],
     "4 may it, can it afford it (access was entered at 2, for the key)": ["aios.kernel.budget"],
     "5 sys_generate puts the messages into the context and makes a ticket": [
@@ -51,6 +49,8 @@ STOPS = {
         "aios.testing",
         "aios.abi.messages",
         "aios.kernel.policies",
+        "aios.drivers.journal.memory",  # all that was said in this turn of the loop, at once
+        "aios.drivers.journal.rows",
         "aios.sdk.answer",
     ],
 }

@@ -114,22 +114,21 @@ async def run(
                 frozen = None  # after a crash its tokens are enough
                 await _pay_for_prompt(kernel, call, progress, admitted)
             try:
-                outcome = await scheduler.run(ticket)
+                result = await scheduler.run(ticket)
             except CoreFailed as error:
                 scheduler.forget(ticket)
                 lost = kernel.core_lost(scheduler, life, error, lost)
                 continue
-            if outcome is None:
+            if result is None:
                 kernel.processes.exhausted(process)
                 continue
-            result, durable = outcome
             lost = 0 if result.tokens else lost
             progress.add(result)
             kernel.processes.recheck_budgets()
             process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
             if call.on_delta and (result.text or result.finish_reason or result.logprobs):
                 delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
-                durable.add_done_callback(partial(_show, call, delta))
+                kernel.trace.durable().add_done_callback(partial(_show, call, delta))
     finally:
         process.usage += Usage(
             calls=1,

@@ -114,7 +114,8 @@ class Kernel:
             self.grants.add(GrantRow(user, access.ANY, user)),
             self.grants.add(GrantRow(user, access.ANY, access.MACHINE)),
         ]
-        await self.trace.emit(ev.KernelStarted, 0, *rights, version=VERSION)
+        self.trace.emit(ev.KernelStarted, 0, *rights, version=VERSION)
+        await self.trace.durable()
 
     # --- the door ---------------------------------------------------------------------------------
 
@@ -174,6 +175,8 @@ class Kernel:
                 while not caller.budget.spend_call():
                     self.processes.exhausted(caller)
                     await self.blocked(open_call)
+            if entry.effect == "once" and entry.charged:
+                await self.trace.durable()  # the intent, before the effect
             reply = await entry.handler(self, open_call, target, call)
             if entry.waits and caller.state == "suspended":  # done while suspended: told on resume
                 await self.blocked(open_call)
@@ -197,9 +200,8 @@ class Kernel:
                 return reply
             end = CallEnd(open_call.id, "done", self.clock.now(), _kept(reply))
             usage = reply.usage if isinstance(reply, abi.Generation) else None
-            await self.trace.emit(
-                ev.CallCompleted, pid, end, call=open_call.id, name=name, usage=usage
-            )
+            self.trace.emit(ev.CallCompleted, pid, end, call=open_call.id, name=name, usage=usage)
+            await self.trace.durable()
             return reply
         finally:
             if watchdog is not None:
@@ -448,7 +450,7 @@ class Kernel:
         for scheduler in self.schedulers.values():
             await scheduler.core.close()
         await self.programs.close()
-        await self.trace.record()
+        await self.trace.durable()
         await self.journal.close()
 
 

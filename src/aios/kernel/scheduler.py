@@ -127,8 +127,8 @@ class Scheduler:
         self.tickets.add(ticket)
         return ticket
 
-    async def run(self, ticket: Ticket) -> tuple[SliceResult, asyncio.Future[None]] | None:
-        """Wait for a slice and run it: its result, and when that is durable.
+    async def run(self, ticket: Ticket) -> SliceResult | None:
+        """Wait for a slice and run it: its result, journaled soon.
 
         None when the budget allows no token. CoreFailed when the core died.
         """
@@ -163,7 +163,7 @@ class Scheduler:
             if result.tokens:
                 packed = b"".join(t.to_bytes(4, "little", signed=True) for t in result.tokens)
                 records = (TokensRow(call, ticket.slices, packed),)
-            durable = self._trace.emit(
+            self._trace.emit(
                 ev.SliceEnded,
                 pid,
                 *records,
@@ -176,7 +176,7 @@ class Scheduler:
                 self._later(self._drain(ticket))
             else:
                 self._leave(ticket)
-        return result, durable
+        return result
 
     async def _turn(self, ticket: Ticket) -> None:
         """Get in line and wait for the grant."""

@@ -37,20 +37,30 @@ class Trace:
         self.seq = last_seq
         self._followers: set[asyncio.Event] = set()
         self._closed = False
+        self._pending: list[Record] = []  # said in this turn of the event loop
 
-    def emit(
-        self, kind: type[Event], pid: int, *records: Record, **fields: Any
-    ) -> asyncio.Future[None]:
-        """Say that something happened; awaiting the answer waits until it is durable."""
+    def emit(self, kind: type[Event], pid: int, *records: Record, **fields: Any) -> None:
+        """Say that something happened; it and its records are journaled, in order, soon."""
         self.seq += 1
-        event = kind(seq=self.seq, at=self._clock.now(), pid=pid, **fields)
+        self.record(kind(seq=self.seq, at=self._clock.now(), pid=pid, **fields), *records)
         for follower in self._followers:
             follower.set()
-        return self._journal.append((event, *records))
 
-    def record(self, *records: Record) -> asyncio.Future[None]:
-        """Journal what is no event of its own."""
-        return self._journal.append(records)
+    def record(self, *records: Record) -> None:
+        """Journal what is no event of its own, soon."""
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        self._pending += records
+
+    def durable(self) -> asyncio.Future[None]:
+        """Done when all that was said up to here is on disk."""
+        pending, self._pending = self._pending, []
+        return self._journal.append(pending)
+
+    def _hand_over(self) -> None:
+        # one append for what many said in this turn of the loop: a future each would cost more
+        if self._pending:
+            self.durable()
 
     def close(self) -> None:
         """End all who follow."""
@@ -76,7 +86,7 @@ class Trace:
             while True:
                 news.clear()
                 target = self.seq
-                await self._journal.append(())  # all up to here is durable now
+                await self.durable()
                 while after < target:
                     page = await self._journal.events(after, 1000, of)
                     for event in page:

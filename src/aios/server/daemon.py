@@ -67,7 +67,7 @@ async def serve(settings: Config, paths: Paths) -> None:
             tcp = stack.enter_context(_tcp_socket(settings.server)) if settings.server.tcp else None
             async with boot.machine(settings, paths) as kernel:
                 if key := _missing_key(kernel, paths.keys / kernel.user):
-                    await kernel.trace.record()  # durable before anybody holds it
+                    await kernel.trace.durable()  # before anybody holds it
                     _write_private(paths.keys / kernel.user, f"{key}\n".encode())
                     logger.info("wrote a new key for %s", kernel.user)
                 listener = Listener(App(kernel, settings.server, stopping.set))
