@@ -21,13 +21,14 @@ from typing import Any
 from aios.abi.messages import Message, Sampling
 from aios.drivers.cores.llama.core import ENVIRONMENT
 from aios.ports import Prompt, Slice, SliceResult
-from bench.engine import CELLS, SLOTS, THREADS, WORDS, model
+from bench.engine import CELLS, SENTENCES, SLOTS, THREADS, model
 
 CONTEXT_TOKENS = 1024
 SWITCHES = 15  # their median counts
 POINTS = 60
 NEW_TOKENS = 24
 RATIO = 0.005
+WORDS = " ".join(SENTENCES).split()
 WAYS = ("ram", "file", "recomputed")
 
 Trace = list[tuple[int, bytes]]  # of each choice: the position, and a hash of the logits

@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -41,9 +42,18 @@ GREEDY = Sampling(max_tokens=NEW_TOKENS, seed=1, ignore_end=True)
 TOP_P = Sampling(temperature=0.8, top_p=0.95, max_tokens=NEW_TOKENS, seed=1, ignore_end=True)
 GOAL = 1.1  # direct against server: room for the kernel's own share
 
-TEXT = """quick brown agent plans acts observes writes short note harbour lights river stones green
-hills winter market bridge garden letter morning clock copper window orchard signal"""
-WORDS = TEXT.split()
+SENTENCES = """The harbour wakes before the town, and the gulls are always first.
+A clerk counts the crates twice because the ledger never agrees with him.
+Rain came in the night and left the cobbles shining like the backs of fish.
+Two brothers argue about a rope that neither of them owns.
+The bakery window fogs over while the first loaves cool on the sill.
+An old engine coughs, stops, and is persuaded to start again with a spanner.
+Nobody remembers who painted the blue door, but everyone knows which it is.
+The ferry timetable has been wrong since spring and people simply allow for it.
+Somewhere above the chandler's shop a child practises the same four notes.
+At noon the lighthouse keeper walks to the market to buy lemons and string.
+Letters for the islands wait in a basket with a stone on top.
+The tide leaves a chair on the beach, and by evening someone is sitting in it.""".splitlines()
 
 
 class Round(Struct):
@@ -61,10 +71,10 @@ def model() -> Path:
 
 def question(number: int) -> tuple[Message, ...]:
     """A chat of about 150 tokens; two of them share no chunk of 64."""
-    words = " ".join(WORDS[(number * 7 + i * (number % 5 + 3)) % len(WORDS)] for i in range(110))
+    sentences = random.Random(number).sample(SENTENCES, 8)
     return (
         Message("system", f"You are writer {number}."),
-        Message("user", f"Go on with this text: {words}."),
+        Message("user", f"Go on with this story. {' '.join(sentences)}"),
     )
 
 

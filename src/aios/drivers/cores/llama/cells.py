@@ -61,6 +61,11 @@ class Cells:
         """In cells: what attention looks at, at most."""
         return self._mark * BLOCK
 
+    @property
+    def plug_bytes(self) -> int:
+        """The size of a KV state of one block."""
+        return int(self._plugs[BLOCK][0].nbytes)
+
     def free(self, above: int = -1) -> int:
         """How many free blocks there are above block *above*."""
         return self._taken.count(0, above + 1)

@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from itertools import count as counter
+from itertools import repeat
 from pathlib import Path
 
 from aios.abi.messages import FinishReason, TokenLogprob
@@ -31,6 +32,7 @@ from aios.drivers.cores.llama.answer import Answer
 from aios.drivers.cores.llama.binding import Context, Model
 from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.grammar import Grammars, call_schema
+from aios.drivers.cores.llama.guesses import Guesses, shared_out
 from aios.drivers.cores.llama.residency import Residency
 from aios.drivers.cores.llama.sampling import Logits, choose, logprobs, masked
 from aios.drivers.cores.llama.sequences import Grant, Sequence
@@ -43,6 +45,18 @@ SMALL = 63  # tokens in a small batch, at most: one more and attention works in 
 UNSPLIT_CELLS = 256  # up to this many cells attention looks at fewer than 512
 
 Done = tuple[int, SliceResult | AiosError]
+
+
+class _Part:
+    """What a sequence has in a small batch: its next positions' cells, the last ones guessed."""
+
+    __slots__ = ("cells", "end", "guesses", "is_decode", "s", "start")
+
+    def __init__(self, s: Sequence, cells: list[int], guesses: list[int]) -> None:
+        self.s, self.cells, self.guesses = s, cells, guesses
+        self.start = s.computed
+        self.end = self.start + len(cells)
+        self.is_decode = s.pending == 1 and bool(s.made)
 
 
 class Engine:
@@ -167,35 +181,42 @@ class Engine:
         for s in [*self._granted.values()]:
             if s.reason or s.is_cancelled:
                 done.append(self._end_slice(s))
+        self.residency.tidy()
         return done + self._compute()
 
     def _compute(self) -> list[Done]:
         done: list[Done] = []
-        small: list[tuple[Sequence, list[int]]] = []
-        size = 0
-        is_stuck = True
+        small: list[Sequence] = []
         for s in [*self._granted.values()]:
             if (s.id is None or s.is_prefilling) and not self.residency.bring(s):
                 continue
-            if len(s.tokens) - s.computed >= BLOCK:
-                if self._chunk(s):
-                    is_stuck = False
-                    done.append(self._end_slice(s))
-                continue
-            count = min(s.pending, SMALL - 3)
-            if size + count > SMALL:
-                done += self._small(small)
-                small, size = [], 0
-            cells = self.residency.grow(s, count)
-            if cells is not None:
-                is_stuck = False
-                small.append((s, cells))
-                size += count
-        if small:
-            done += self._small(small)
-        if is_stuck and self._granted:
+            if len(s.tokens) - s.computed < BLOCK:
+                small.append(s)
+            elif self._chunk(s):
+                done.append(self._end_slice(s))
+        batches = self._batches(small)
+        for batch in batches:
+            done += self._small(batch)
+        if not done and not batches and self._granted:
             done.append(self._give_up(next(iter(self._granted.values()))))
         return done
+
+    def _batches(self, small: list[Sequence]) -> list[list[_Part]]:
+        """What is pending of these, and guesses, in batches that are small enough."""
+        wishes = [self._guess(s) for s in small]
+        shares = shared_out(sum(s.pending for s in small), [len(wish) for wish in wishes])
+        batches: list[list[_Part]] = []
+        size = SMALL
+        for s, wish, share in zip(small, wishes, shares, strict=True):
+            count = min(s.pending, SMALL) + share
+            if s.id is None or (cells := self.residency.grow(s, count)) is None:
+                continue  # paged out for one before it, or no room left
+            if size + count > SMALL:
+                batches.append([])
+                size = 0
+            batches[-1].append(_Part(s, cells, wish[:share]))
+            size += count
+        return batches
 
     def _chunk(self, s: Sequence) -> bool:
         """Compute one full chunk of a prompt; False if there is no room for it now."""
@@ -217,37 +238,61 @@ class Engine:
             self._sample(s, self._context.logits(BLOCK - 1))
         return True
 
-    def _small(self, work: list[tuple[Sequence, list[int]]]) -> list[Done]:
+    def _guess(self, s: Sequence) -> list[int]:
+        """Tokens that may follow the pending one; a schema often leaves no choice."""
+        assert s.grant is not None
+        left = min(s.grant.wanted - len(s.grant.tokens), s.max_tokens - len(s.made))
+        if s.pending != 1 or not s.made or left <= 1:
+            return []
+        if s.matcher:
+            forced: list[int] = s.matcher.compute_ff_tokens()
+            return forced[: min(left - 1, BLOCK // 4)]
+        if s.guesses is None:
+            s.guesses = Guesses((*s.tokens, *s.made))
+        return s.guesses.next(left - 1)
+
+    def _small(self, parts: list[_Part]) -> list[Done]:
         """Compute a batch of everything small, in the order of cells, and sample."""
-        rows: list[tuple[int, int, int, int, Sequence | None]] = []
-        for s, cells in work:
-            assert s.id is not None
-            last = s.length - 1
-            for position, cell in enumerate(cells, s.computed):
-                wanted = s if position == last else None
-                rows.append((cell, s.token(position), position, s.id, wanted))
-        rows.sort(key=lambda row: row[0])
-        order, tokens, positions, ids, samples = zip(*rows, strict=True)
-        self.residency.cells.open(order)
+        rows: list[tuple[int, int, int, int, int]] = []
+        for part in parts:
+            s = part.s
+            tokens = [s.token(p) for p in range(part.start, part.end - len(part.guesses))]
+            rows += zip(
+                part.cells,
+                tokens + part.guesses,
+                range(part.start, part.end),
+                repeat(s.id or 0),
+                repeat(s.length - 1),
+                strict=False,
+            )
+        rows.sort()
+        cells, row_tokens, positions, ids, lasts = zip(*rows, strict=True)
+        self.residency.cells.open(cells)
         is_whole = self.residency.cells.mark <= UNSPLIT_CELLS
         self._context.set_single_threads(self._threads if is_whole else 1)
-        self._context.decode(
-            tokens, positions, ids, [row for row, s in enumerate(samples) if s is not None]
-        )
-        for s, cells in work:
-            s.computed += len(cells)
-        for row, speaker in enumerate(samples):
-            if speaker is not None:
-                self._sample(speaker, self._context.logits(row))
-        done: list[Done] = []
-        for s, cells in work:
-            assert s.grant is not None
-            is_decode = len(cells) == 1 and s.computed > len(s.tokens)
-            if not is_decode:
-                s.grant.prefilled += len(cells)
-            if not is_decode or s.reason or len(s.grant.tokens) >= s.grant.wanted:
-                done.append(self._end_slice(s))
-        return done
+        wanted = [row for row, last in enumerate(lasts) if positions[row] >= last]
+        self._context.decode(row_tokens, positions, ids, wanted)
+        row_of = {cells[row]: row for row in wanted}
+        return [done for part in parts for done in self._take(part, row_of)]
+
+    def _take(self, part: _Part, row_of: dict[int, int]) -> list[Done]:
+        """Sample what a part of a batch has come to; its slice, if that is over."""
+        s = part.s
+        assert s.grant is not None
+        s.computed = part.end - len(part.guesses)
+        if s.computed == s.length:
+            self._sample(s, self._context.logits(row_of[s.cells[s.computed - s.base - 1]]))
+        for guess in part.guesses:
+            if s.reason or s.made[-1] != guess:
+                break
+            s.computed += 1
+            self._sample(s, self._context.logits(row_of[s.cells[s.computed - s.base - 1]]))
+        if s.computed < part.end:
+            self.residency.shrink(s, part.end - s.computed)
+        if not part.is_decode:
+            s.grant.prefilled += len(part.cells)
+        is_over = not part.is_decode or s.reason or len(s.grant.tokens) >= s.grant.wanted
+        return [self._end_slice(s)] if is_over else []
 
     def _sample(self, s: Sequence, logits: Logits) -> None:
         sampling, grant = s.prompt.sampling, s.grant
@@ -271,6 +316,8 @@ class Engine:
             s.reason = "stop"
             return
         s.answer.feed(self._piece(token))
+        if s.guesses:
+            s.guesses.add(token)
         if s.matcher:
             s.matcher.consume_token(token)
         is_matched = s.matcher is not None and s.matcher.is_stopped()

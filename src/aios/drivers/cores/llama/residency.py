@@ -19,6 +19,9 @@ from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Bytes, Cell
 from aios.drivers.cores.llama.prefixes import Node, Prefixes
 from aios.drivers.cores.llama.sequences import Image, Sequence
 
+TIDY_STEPS = 8  # a turn, at most
+IDLE_TURNS = 8  # after which a sequence without a slice may be moved to RAM
+
 
 class Residency:
     """All sequences of one context. *share* off computes every prompt by itself (for baselines)."""
@@ -33,6 +36,7 @@ class Residency:
         self.ram_limit, self.ram_used = ram_limit, 0
         self.turn = 0
         self._share = share
+        self._chunk_bytes = self.cells.plug_bytes
         self._free_ids = list(range(OUTPUTS - 1, FIRST_ID - 1, -1))
         self._held: Counter[int] = Counter()  # nodes whose cells an id marks
 
@@ -67,11 +71,11 @@ class Residency:
         return cells
 
     def shrink(self, s: Sequence, count: int) -> None:
-        """Give the cells of its last *count* positions back; they hold what is not wanted."""
+        """Give the cells of its last *count* positions back, guesses that were wrong."""
         cells = s.cells[-count:]
         del s.cells[-count:]
         assert s.id is not None
-        self._context.forget(s.id, s.base + len(s.cells))
+        self._context.forget(s.id, s.computed)
         self.cells.drop((), cells)
         s.room = cells + s.room
 
@@ -199,6 +203,59 @@ class Residency:
             return False
         return True
 
+    def tidy(self) -> None:
+        """Lower the mark when it stands above what runs: attention looks at every cell below.
+
+        A cell costs each row of a batch 0.1 microseconds, a block moved to RAM and back 100 once.
+        The holder of the top block goes to RAM if it is idle, else to lower blocks.
+        """
+        for _ in range(TIDY_STEPS):
+            running = [s for s in self.sequences.values() if s.grant is not None]
+            needed = {b for s in running for b in (*s.blocks, *(n.block for n in s.nodes))}
+            top = self.cells.mark // BLOCK - 1
+            if top < len(needed) or not self._clear(top):
+                return
+
+    def _clear(self, top: int) -> bool:
+        """Take what lies in the top block elsewhere; False if it has to stay."""
+        for node in self.prefixes.nodes():
+            if node.block == top:
+                return not node.users and self._retire(node)
+        for s in self.sequences.values():
+            if s.blocks and s.blocks[-1] == top:
+                if s.grant is not None:
+                    return self._lower(s)
+                is_idle = self.turn - s.used_at >= IDLE_TURNS
+                return is_idle and self._has_ram(s) and bool(self.page_out(s))
+        return False
+
+    def _retire(self, node: Node) -> bool:
+        """An idle chunk from the cells to RAM; False if there is no room."""
+        if not self._fits(self._chunk_bytes):
+            return False
+        self._evict(node, keep=True)
+        return True
+
+    def _has_ram(self, s: Sequence) -> bool:
+        return self._fits((len(s.cells) // BLOCK + 1) * self._chunk_bytes)
+
+    def _lower(self, s: Sequence) -> bool:
+        """Move a sequence's own cells to lower blocks, if that takes it off its last one."""
+        below = self.cells.free() - self.cells.free(above=s.blocks[-1])
+        first = s.nodes[-1].cells[0] // BLOCK if s.nodes else -1
+        below -= self.cells.free() - self.cells.free(above=first)
+        count = len(s.cells)
+        if s.id is None or below < -(-count // BLOCK):
+            return False
+        data = self._copy(s.id, s.base, s.computed)
+        self._context.forget(s.id, s.base)
+        self.cells.drop(s.blocks, s.cells)
+        s.computed, s.blocks, s.cells, s.room = s.base, [], [], []
+        blocks = self._reserve(s, -(-count // BLOCK))
+        assert blocks is not None
+        self._place(s, blocks, count, data)
+        return True
+
     def _victim(self, s: Sequence) -> Sequence | None:
         others = [v for v in self.sequences.values() if v.id is not None and v is not s]
         if idle := [v for v in others if v.grant is None]:
@@ -274,7 +331,7 @@ class Residency:
                 self._context.forget(s.id, node.start, node.start + BLOCK)
         if not self._held[s.id]:
             self._free_ids.append(s.id)
-        s.id = None
+        s.id = s.guesses = None
         s.computed = 0
         s.nodes, s.blocks, s.cells, s.room = [], [], [], []
 

@@ -16,6 +16,7 @@ from typing import Any
 from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.llama.answer import Answer
 from aios.drivers.cores.llama.cells import BLOCK, Bytes
+from aios.drivers.cores.llama.guesses import Guesses
 from aios.drivers.cores.llama.prefixes import Node
 from aios.ports import Prompt
 
@@ -59,6 +60,7 @@ class Sequence:
         self.reason: FinishReason | None = None
         self.grant: Grant | None = None
         self.is_cancelled = False
+        self.guesses: Guesses | None = None  # made when first decoding, dropped when paged out
         self.used_at = 0  # of the engine's turns
         # where its KV is
         self.id: int | None = None  # in llama.cpp, while it is resident
