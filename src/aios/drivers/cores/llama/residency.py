@@ -19,7 +19,7 @@ from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Bytes, Cell
 from aios.drivers.cores.llama.prefixes import Node, Prefixes
 from aios.drivers.cores.llama.sequences import Image, Sequence
 
-TIDY_STEPS = 8  # a turn, at most
+TIDY_STEPS = 16  # a turn, at most
 IDLE_TURNS = 8  # after which a sequence without a slice may be moved to RAM
 
 
@@ -217,17 +217,29 @@ class Residency:
                 return
 
     def _clear(self, top: int) -> bool:
-        """Take what lies in the top block elsewhere; False if it has to stay."""
+        """A step towards an empty top block; False if there is none."""
         for node in self.prefixes.nodes():
             if node.block == top:
                 return not node.users and self._retire(node)
         for s in self.sequences.values():
             if s.blocks and s.blocks[-1] == top:
-                if s.grant is not None:
-                    return self._lower(s)
-                is_idle = self.turn - s.used_at >= IDLE_TURNS
-                return is_idle and self._has_ram(s) and bool(self.page_out(s))
+                return self._shelve() or self._lower(s) if s.grant else self._put_away(s)
         return False
+
+    def _shelve(self) -> bool:
+        """Something idle to RAM, wherever it lies."""
+        if node := self.prefixes.idle():
+            return self._retire(node)
+        idle = [s for s in self.sequences.values() if s.id is not None and s.grant is None]
+        return any(self._put_away(s) for s in idle)
+
+    def _put_away(self, s: Sequence) -> bool:
+        """A sequence that had no slice for a while to RAM; False if there is no room."""
+        size = (len(s.cells) // BLOCK + 1) * self._chunk_bytes
+        if self.turn - s.used_at < IDLE_TURNS or not self._fits(size):
+            return False
+        self.page_out(s)
+        return True
 
     def _retire(self, node: Node) -> bool:
         """An idle chunk from the cells to RAM; False if there is no room."""
@@ -236,14 +248,10 @@ class Residency:
         self._evict(node, keep=True)
         return True
 
-    def _has_ram(self, s: Sequence) -> bool:
-        return self._fits((len(s.cells) // BLOCK + 1) * self._chunk_bytes)
-
     def _lower(self, s: Sequence) -> bool:
         """Move a sequence's own cells to lower blocks, if that takes it off its last one."""
-        below = self.cells.free() - self.cells.free(above=s.blocks[-1])
-        first = s.nodes[-1].cells[0] // BLOCK if s.nodes else -1
-        below -= self.cells.free() - self.cells.free(above=first)
+        floor = s.nodes[-1].cells[0] // BLOCK if s.nodes else -1
+        below = self.cells.free(above=floor) - self.cells.free(above=s.blocks[-1])
         count = len(s.cells)
         if s.id is None or below < -(-count // BLOCK):
             return False
