@@ -44,6 +44,10 @@ others=("${pids[@]:1:8}") # all but the victim and the younger twin
 say "suspend: the younger twin stops in the middle of its story"
 until [ "$(made "$younger")" -gt 0 ]; do sleep 0.2; done
 "$AIOS" suspend "$younger"
+for _ in $(seq 300); do # the slice that it held ends first; from then on its call is blocked
+    "$AIOS" inspect "$younger" --json | get '[c for c in d.get("open_calls", []) if c.endswith("generate blocked")]' | grep blocked >/dev/null && break
+    sleep 0.1
+done
 before=$(tokens "$younger") progress=$(made "${others[@]}")
 
 say "nice and kill: the first in line is gone from ps, its slot used again within one slice"
