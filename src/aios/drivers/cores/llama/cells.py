@@ -120,7 +120,7 @@ class Cells:
             state, positions = self._plugs[size]
             positions[:] = part
             if not self._context.set_state(SCRATCH, state):
-                raise SetupError("this llama.cpp refuses a KV state of its own making.")
+                raise RuntimeError("llama.cpp refused a KV state of its own making")
             self._context.share(SCRATCH, PLUG, part[0], part[-1] + 1)
             self._context.forget(SCRATCH)
 

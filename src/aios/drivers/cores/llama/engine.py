@@ -87,7 +87,7 @@ class Engine:
             self.model.eos_text,
             self.model.control_texts,
         )
-        self._grammars: Grammars | None = None  # takes most of a second: made when first needed
+        self._grammars: Grammars | None = None  # takes a fifth of a second: made when first needed
         self._pieces: dict[int, bytes] = {}
         self._orders = counter()
         self._granted: dict[int, Sequence] = {}  # in the order of their grants
@@ -358,7 +358,7 @@ class Engine:
         need = s.length
         del self._granted[s.number]
         s.grant = None
-        return s.number, CoreFailed(
+        return s.number, ContextOverflow(
             f"{need} tokens do not fit into the {self.abilities.cells} cells of "
             f"{self.abilities.model}; raise core.cells."
         )

@@ -321,8 +321,6 @@ class Residency:
             self.ram_used += data.nbytes
 
     def _copy(self, seq: int, start: int, end: int) -> Bytes:
-        if not start:
-            return self._context.state(seq)
         self._context.share(seq, SCRATCH, start, end)
         data = self._context.state(SCRATCH)
         self._context.forget(SCRATCH)
@@ -347,7 +345,7 @@ class Residency:
         """A chunk nobody stands on leaves the cells: to RAM if it may be wanted, else nowhere."""
         assert not node.users
         if keep or node.waiting or node.is_reused:
-            data = self._copy_chunk(node)
+            data = self._copy(node.holder, node.start, node.start + BLOCK)
             if self._fits(data.nbytes):
                 node.image = data
                 self.ram_used += data.nbytes
@@ -360,12 +358,6 @@ class Residency:
         if not self._held[node.holder] and node.holder not in live:
             self._free_ids.append(node.holder)
         self.prefixes.prune(node)
-
-    def _copy_chunk(self, node: Node) -> Bytes:
-        self._context.share(node.holder, SCRATCH, node.start, node.start + BLOCK)
-        data = self._context.state(SCRATCH)
-        self._context.forget(SCRATCH)
-        return data
 
     def _fits(self, size: int) -> bool:
         """Is there RAM for this? Chunks that nobody waits for make way."""

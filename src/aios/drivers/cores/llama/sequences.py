@@ -5,8 +5,9 @@ short of all of them: the last token made is fed to the model when the next one 
 logits need to be kept, not even in a snapshot.
 
 Its cells, in order of position: one block for each of ``nodes`` (prompt chunks, shared), then its
-own ``cells``, which ascend. ``path marks`` need no storage: positions below ``len(prompt)`` are
-computed as prompt (full chunks of 64 on the grid, the tail in the small path), the others decoded.
+own ``cells``, which ascend. How a position was computed follows from its number: those below the
+prompt's length as prompt (full chunks of 64 on the grid, the tail in a small batch), the others
+decoded.
 """
 
 from __future__ import annotations
