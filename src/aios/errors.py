@@ -8,10 +8,12 @@
     │  ├─ NotFound            404 not there, or not yours to see
     │  │  └─ Pruned           410 was there, and is no longer kept
     │  ├─ Conflict            409 the state forbids it now
+    │  │  └─ ReplayDiverged   409 a second life asks something else than the first did
     │  └─ ContextOverflow     413 longer than the model's window
     ├─ Refused                    try later, or ask for more
     │  ├─ QueueFull           429
-    │  └─ BudgetExhausted     429
+    │  ├─ BudgetExhausted     429
+    │  └─ QuotaExceeded       429 no room left in a quota of memory or storage
     ├─ DriverError                something outside the kernel failed
     │  ├─ CoreFailed          502
     │  ├─ CoreTimeout         504
@@ -20,7 +22,8 @@
     │  └─ ConnectionLost      502 the kernel went away in the middle of a call (SDK)
     ├─ Cancelled              499 the call was ended before its result
     │  ├─ Killed              410 its process was killed
-    │  └─ TimedOut            504 its own time limit passed
+    │  ├─ TimedOut            504 its own time limit passed
+    │  └─ OutcomeUnknown      409 a crash hid whether its effect happened
     ├─ SetupError             500 this machine cannot run aios as asked (CLI and daemon)
     │  └─ NotRunning          503 no kernel answers here (SDK and CLI)
     └─ KernelBug              500 an invariant broke; never caught inside the kernel
@@ -73,6 +76,10 @@ class Conflict(CallError):
     code, status = "conflict", 409
 
 
+class ReplayDiverged(Conflict):
+    code = "replay_diverged"
+
+
 class ContextOverflow(CallError):
     code, status = "context_overflow", 413
 
@@ -87,6 +94,10 @@ class QueueFull(Refused):
 
 class BudgetExhausted(Refused):
     code, retryable = "budget_exhausted", False
+
+
+class QuotaExceeded(Refused):
+    code, retryable = "quota_exceeded", False
 
 
 class DriverError(AiosError):
@@ -123,6 +134,10 @@ class Killed(Cancelled):
 
 class TimedOut(Cancelled):
     code, status, retryable = "timed_out", 504, True
+
+
+class OutcomeUnknown(Cancelled):
+    code, status = "outcome_unknown", 409
 
 
 class SetupError(AiosError):

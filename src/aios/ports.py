@@ -11,7 +11,14 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from aios.abi.calls import CallState, KeyInfo, ProcessState, Reason
+from aios.abi.calls import (
+    CallState,
+    JournalReport,
+    KeyInfo,
+    ProcessState,
+    Pruning,
+    Reason,
+)
 from aios.abi.events import Event
 from aios.abi.messages import (
     FinishReason,
@@ -179,23 +186,30 @@ class ProcessRow(Struct, frozen=True):
 
 
 class CallRow(Struct, frozen=True):
-    """The start of a call; request is its JSON."""
+    """The start of a call; request is its JSON.
+
+    said are a generation's messages and tools its tools, as JSON, left out of request: they are
+    kept once, however often they are said again. A journal gives request back whole.
+    """
 
     id: str
     pid: int
     name: str
     started_at: float
     request: bytes
+    said: tuple[bytes, ...] = ()
+    tools: tuple[bytes, ...] = ()
 
 
 class CallEnd(Struct, frozen=True):
-    """The end of a call; reply is JSON or None."""
+    """The end of a call; reply is JSON or None, code that of its error."""
 
     id: str
     state: CallState
     ended_at: float
     reply: bytes | None = None
     error: str | None = None
+    code: str | None = None
 
 
 class TokensRow(Struct, frozen=True):
@@ -207,12 +221,96 @@ class TokensRow(Struct, frozen=True):
 
 
 class ContextRow(Struct, frozen=True):
-    """A message appended to a process's context, as JSON."""
+    """A message in a process's context, as JSON: at a position, since a call."""
 
     pid: int
     context: str
-    ordinal: int
+    position: float
+    call: str
     message: bytes
+
+
+class ContextCut(Struct, frozen=True):
+    """Messages at these positions are no longer in the context, since a call; they are kept."""
+
+    pid: int
+    context: str
+    positions: tuple[float, ...]
+    call: str
+
+
+class ContextSetting(Struct, frozen=True):
+    """How a context is kept within its window, as JSON; the last one counts."""
+
+    pid: int
+    context: str
+    detail: bytes
+
+
+class SpentRow(Struct, frozen=True):
+    """What a process has spent and what is left of its budget, as JSON; the last one counts."""
+
+    pid: int
+    usage: bytes
+    left: bytes
+
+
+class EnvRow(Struct, frozen=True):
+    """The environment that a process's program was started with, sealed."""
+
+    pid: int
+    sealed: bytes
+
+
+class MailRow(Struct, frozen=True):
+    """A message in a mailbox, as JSON; number counts the mailbox's messages."""
+
+    pid: int
+    number: int
+    mail: bytes
+
+
+class MailTaken(Struct, frozen=True):
+    """A message was received: its body goes, its id is kept against being sent again."""
+
+    pid: int
+    number: int
+
+
+class MarkRow(Struct, frozen=True):
+    """A snapshot of a process: after call number ``call``; detail is the rest, as JSON."""
+
+    id: str
+    pid: int
+    call: int
+    at: float
+    detail: bytes
+
+
+class Rewind(Struct, frozen=True):
+    """A process is rolled back to just after call number ``call``.
+
+    Its later calls count no more (they stay to be asked about, open ones are ended), its contexts
+    and mailbox are as they were then, and later marks are gone.
+    """
+
+    pid: int
+    call: int
+    at: float
+
+
+class GrantGone(Struct, frozen=True):
+    """A grant was taken back."""
+
+    holder: str
+    action: str
+    resource: str
+
+
+class KeyGone(Struct, frozen=True):
+    """A key is forgotten (its process was reaped)."""
+
+    id: str
 
 
 class KeyRow(Struct, frozen=True):
@@ -256,17 +354,28 @@ Record = (
     | ContextRow
     | KeyRow
     | GrantRow
+    | ContextCut
+    | ContextSetting
+    | SpentRow
+    | EnvRow
+    | MailRow
+    | MailTaken
+    | MarkRow
+    | Rewind
+    | GrantGone
+    | KeyGone
     | SnapshotRow
     | Forget
 )
 
 
 class CallHistory(Struct, frozen=True):
-    """A call with its end, if it has one."""
+    """A call with its end, if it has one; void if a rollback left it behind."""
 
     start: CallRow
     end: CallEnd | None
     tokens: tuple[int, ...] = ()
+    void: bool = False
 
 
 class Image(Struct, frozen=True):
@@ -280,6 +389,26 @@ class Image(Struct, frozen=True):
     grants: tuple[GrantRow, ...] = ()
     snapshots: tuple[SnapshotRow, ...] = ()
     open_calls: tuple[CallRow, ...] = ()
+    contexts: tuple[ContextRow, ...] = ()  # what is in them now, by pid, context, position
+    settings: tuple[ContextSetting, ...] = ()
+    spent: tuple[SpentRow, ...] = ()
+    mail: tuple[MailRow, ...] = ()  # not received yet
+    taken: tuple[MailRow, ...] = ()  # received, under an id that its sender gave
+    marks: tuple[MarkRow, ...] = ()
+
+
+class CallFilter(Struct, frozen=True):
+    """Which calls of a process: void ones only with ``void``; text is looked for in contents."""
+
+    limit: int = 1000
+    before: int | None = None  # numbers below this one
+    upto: int | None = None  # numbers up to this one
+    names: tuple[str, ...] = ()
+    text: str | None = None
+    since: float | None = None
+    until: float | None = None
+    open_only: bool = False
+    void: bool = True
 
 
 class Journal(Protocol):
@@ -298,8 +427,22 @@ class Journal(Protocol):
     async def first_seq(self) -> int:
         """The number of the oldest event kept (0 if there is none)."""
 
-    async def calls(self, pid: int, limit: int) -> list[CallHistory]:
+    async def calls(self, pid: int, which: CallFilter = CallFilter()) -> list[CallHistory]:
         """The newest calls of a process, oldest first."""
+
+    async def environment(self, pid: int) -> bytes | None:
+        """What its program was started with, sealed."""
+
+    async def context_at(self, pid: int, call: int) -> list[ContextRow]:
+        """What was in its contexts when call number *call* had ended, in order."""
+
+    async def report(self) -> JournalReport: ...
+
+    async def prune(self, before: float, max_bytes: int | None) -> Pruning:
+        """Forget events from before that time, then the oldest until the file has max_bytes.
+
+        What living processes, snapshots and replays need stays; so do the numbers of events.
+        """
 
     async def close(self) -> None: ...
 
@@ -343,6 +486,36 @@ class Programs(Protocol):
         """What it printed from a byte offset on, and the offset to go on at."""
 
     async def close(self) -> None: ...
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+class Vault(Protocol):
+    """Seals data under keys that lie outside the database, one for each user."""
+
+    def seal(self, user: str, data: bytes) -> bytes: ...
+
+    def open(self, user: str, sealed: bytes) -> bytes:
+        """InvalidCall if it was changed or sealed for somebody else."""
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class Memory(Protocol):
+    """Records that are written, corrected, deleted and found.
+
+    It plans: what changes comes back as journal records, which the kernel puts into the transaction
+    that ends the call. So a record is there if and only if its call has ended.
+    """
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+class Files(Protocol):
+    """Volumes of versioned files. It plans, as Memory does."""
 
 
 # --- clock ----------------------------------------------------------------------------------------

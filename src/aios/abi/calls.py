@@ -41,6 +41,36 @@ CallState = Literal["queued", "active", "blocked", "done", "failed", "cancelled"
 Reason = Literal["user", "budget", "approval", "diverged", "unknown_outcome"]
 
 
+Strategy = Literal["drop", "summarise", "page", "fail"]
+Scope = Literal["process", "program", "user"]
+
+
+class CallRecord(Struct, frozen=True, omit_defaults=True):
+    """One call of a transcript: what was asked (JSON data) and what came back."""
+
+    id: str
+    aid: int
+    name: str
+    state: CallState
+    started_at: float
+    ended_at: float | None = None
+    request: Any = None
+    reply: Any = None
+    error: str | None = None
+
+
+class Retrieval(Struct, frozen=True, omit_defaults=True):
+    """What a generation looks up for itself: at most tokens of it, with sources, in the prompt.
+
+    memory and files name whose; limit is how many findings.
+    """
+
+    memory: tuple[Scope, ...] = ("process", "program", "user")
+    files: tuple[Scope, ...] = ()
+    tokens: int = 512
+    limit: int = 5
+
+
 class Limits(Struct, frozen=True, omit_defaults=True):
     """A budget: what may still be spent; None is no limit. tokens counts prompt and completion."""
 
@@ -90,6 +120,7 @@ class Status(Reply, frozen=True, omit_defaults=True):
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+    lives: int = 1  # how often its program was started
 
 
 class Priority(Reply, frozen=True):
@@ -118,10 +149,20 @@ class Exit(Reply, frozen=True, omit_defaults=True):
     usage: Usage = Usage()
 
 
-class UsageReport(Reply, frozen=True):
+class UsageReport(Reply, frozen=True, omit_defaults=True):
+    """What a process has spent and what is left of its budget.
+
+    memory_bytes and storage_bytes are what its own records and volume take; cpu_s and rss_bytes are
+    of the program that the kernel started for it (0 without one).
+    """
+
     aid: int
     usage: Usage
     budget: Limits
+    memory_bytes: int = 0
+    storage_bytes: int = 0
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
 
 
 class GetAid(Call, frozen=True, kw_only=True):
@@ -180,7 +221,9 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
     reaches it as AIOS_TASK; env adds to its environment; wrap_model makes an unknown model name on
     /v1 mean this process's model (programs that hard-code a name); rights are the names of the
     calls it may make (None: all that its parent may); os_pid, without argv, is the OS process in
-    which the caller runs it: when that has ended, so has the process (as ``lost``).
+    which the caller runs it: when that has ended, so has the process (as ``lost``); window and
+    strategy are those of its contexts (ExpContext, CompactContext); retrieve is what each of its
+    generations looks up by itself.
     """
 
     reply = Spawned
@@ -198,6 +241,9 @@ class SpawnAgent(Call, frozen=True, kw_only=True):
     rights: tuple[str, ...] | None = None
     note: str = ""
     os_pid: int | None = None
+    window: int | None = None
+    strategy: Strategy = "drop"
+    retrieve: Retrieval | None = None
 
 
 class ExitAgent(Call, frozen=True, kw_only=True):
@@ -233,11 +279,92 @@ class ListAgents(Call, frozen=True, kw_only=True):
 
 
 class ForkAgent(Call, frozen=True, kw_only=True):
-    """A NEW process with a copy of the contexts; its budget is taken from the original's."""
+    """A NEW process with a copy of contexts, records and files; its budget is the original's.
+
+    at names a call of the original: the copy is as things were when that call had ended, and its
+    program is started and replays to there (without a program, the caller runs it).
+    """
 
     reply = Spawned
     aid: int | None = None
     budget: Limits = Limits()
+    at: str | None = None
+
+
+class AgentSnapshot(Reply, frozen=True, omit_defaults=True):
+    """A process at one moment: its contexts, records, files and its place in its program.
+
+    call is the last call that had ended by then (empty: none had).
+    """
+
+    snapshot: str
+    aid: int
+    call: str
+    at: float
+    label: str = ""
+
+
+class AgentSnapshots(Reply, frozen=True):
+    snapshots: tuple[AgentSnapshot, ...]
+
+
+class RolledBack(Reply, frozen=True, omit_defaults=True):
+    """A process is back at a snapshot.
+
+    effects are the calls since then whose doings outside cannot be undone, each with its arguments.
+    """
+
+    aid: int
+    snapshot: str
+    effects: tuple[CallRecord, ...] = ()
+
+
+class SnapshotAgent(Call, frozen=True, kw_only=True):
+    """Remember how a process is now, to roll back to (SDK: create_agent_snapshot)."""
+
+    reply = AgentSnapshot
+    aid: int | None = None
+    label: str = ""
+
+
+class ListSnapshots(Call, frozen=True, kw_only=True):
+    """The snapshots that were taken of a process, oldest first."""
+
+    reply = AgentSnapshots
+    aid: int | None = None
+
+
+class RollbackAgent(Call, frozen=True, kw_only=True):
+    """Take a process back to a snapshot: contexts, records, files; its program starts again.
+
+    The program replays up to the snapshot and goes on from there (SDK: rollback_agent_state).
+    """
+
+    reply = RolledBack
+    aid: int
+    snapshot: str
+
+
+class SettleCall(Call, frozen=True, kw_only=True):
+    """Say what became of a call that was under way when the kernel died (state ``unknown``).
+
+    done: its effect happened, and value is what it returned (for a tool, its text); retry: it did
+    not, so make it again; fail: the program gets OutcomeUnknown.
+    """
+
+    reply = Status
+    aid: int
+    target: str
+    outcome: Literal["done", "retry", "fail"]
+    value: Any = None
+
+
+class LogEvent(Call, frozen=True, kw_only=True):
+    """Put an event of one's own into the trace; data is in the transcript, its size in the event."""
+
+    reply = Done
+    name: str
+    data: Any = None
 
 
 class SetBudget(Call, frozen=True, kw_only=True):
@@ -311,7 +438,8 @@ class Generate(Call, frozen=True, kw_only=True):
 
     context names which of the process's contexts the messages are appended to and the answer kept
     in; None carries its own messages and leaves no trace in any. schema is a JSON Schema that the
-    answer must match. tool_choice is auto, none, required, or a tool's name.
+    answer must match. tool_choice is auto, none, required, or a tool's name. retrieve has memory
+    and files searched for it (None: as its process was spawned).
     """
 
     reply = Generation
@@ -322,6 +450,7 @@ class Generate(Call, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str = "auto"
     schema: dict[str, Any] | None = None
+    retrieve: Retrieval | None = None
 
 
 class GenSnapshot(Call, frozen=True, kw_only=True):
@@ -340,10 +469,16 @@ class GenRestore(Call, frozen=True, kw_only=True):
 
 
 class ContextReport(Reply, frozen=True, omit_defaults=True):
+    """A context: window and used are tokens; dropped is how many messages a strategy took out."""
+
     aid: int
     context: str
     window: int
     used: int
+    pinned: int = 0
+    strategy: Strategy = "drop"
+    compactions: int = 0
+    dropped: int = 0
     messages: tuple[Message, ...] = ()
 
 
@@ -354,6 +489,498 @@ class GetContext(Call, frozen=True, kw_only=True):
     aid: int | None = None
     context: str = "main"
     messages: bool = False
+
+
+class ExpContext(Call, frozen=True, kw_only=True):
+    """Give a process's contexts a window of so many tokens, up to the model's; None: the most."""
+
+    reply = ContextReport
+    aid: int | None = None
+    context: str = "main"
+    window: int | None = None
+
+
+class ClrContext(Call, frozen=True, kw_only=True):
+    """Empty a context; pinned messages stay unless pins is set."""
+
+    reply = ContextReport
+    aid: int | None = None
+    context: str = "main"
+    pins: bool = False
+
+
+class SetContext(Call, frozen=True, kw_only=True):
+    """Replace a context's messages (None: they stay), and how it is kept within its window."""
+
+    reply = ContextReport
+    aid: int | None = None
+    context: str = "main"
+    messages: tuple[Message, ...] | None = None
+    strategy: Strategy | None = None
+
+
+class CompactContext(Call, frozen=True, kw_only=True):
+    """Make a context shorter now, to at most tokens (None: half its window), by a strategy.
+
+    drop takes turns out of the middle; summarise has the model put them in its own words; page
+    moves them to memory and leaves a pointer that mem_read reads back; fail never shortens.
+    """
+
+    reply = ContextReport
+    aid: int | None = None
+    context: str = "main"
+    strategy: Strategy | None = None
+    tokens: int | None = None
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class MemoryRecord(Struct, frozen=True, omit_defaults=True):
+    """A thing remembered. ``owner`` is pid:7, program:ann/travel or user:ann.
+
+    time is when it was so (seconds since the epoch); valid_to is set once it was corrected, and
+    superseded_by is the id of what corrected it.
+    """
+
+    id: str
+    owner: str
+    text: str
+    data: Any = None
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    time: float = 0.0
+    valid_from: float = 0.0
+    valid_to: float | None = None
+    superseded_by: str | None = None
+
+
+class Remembered(Reply, frozen=True):
+    """The id of what was written, and what is left of the owner's quota in bytes."""
+
+    id: str
+    owner: str
+    left: int
+
+
+class Allotment(Reply, frozen=True):
+    """A quota in bytes, of memory or storage, and what of it is used."""
+
+    owner: str
+    size: int
+    used: int
+
+
+class MemoryRecords(Reply, frozen=True):
+    records: tuple[MemoryRecord, ...]
+
+
+class Cleared(Reply, frozen=True):
+    """How many records or files went, and the bytes they took."""
+
+    count: int
+    bytes: int
+
+
+class MemoryHit(Struct, frozen=True, omit_defaults=True):
+    """A record that matched. score is 0 to 1; words and meaning are its parts; why says it."""
+
+    record: MemoryRecord
+    score: float
+    words: float = 0.0
+    meaning: float = 0.0
+    why: str = ""
+
+
+class MemoryHits(Reply, frozen=True, omit_defaults=True):
+    """note says what was not done (no embedder, vectors being made again)."""
+
+    hits: tuple[MemoryHit, ...]
+    note: str = ""
+
+
+class MemAlloc(Call, frozen=True, kw_only=True):
+    """Set and reserve a quota of memory, in bytes."""
+
+    reply = Allotment
+    aid: int | None = None
+    size: int
+    scope: Scope = "process"
+
+
+class MemWrite(Call, frozen=True, kw_only=True):
+    """Remember something: text, with JSON data, tags, a source, and the time it was so."""
+
+    reply = Remembered
+    aid: int | None = None
+    text: str
+    data: Any = None
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    time: float | None = None
+    scope: Scope = "process"
+
+
+class MemRead(Call, frozen=True, kw_only=True):
+    """A record by id, or (None) the newest of a scope; ``history`` shows what was corrected too."""
+
+    reply = MemoryRecords
+    aid: int | None = None
+    id: str | None = None
+    scope: Scope = "process"
+    tags: tuple[str, ...] = ()
+    after: float | None = None
+    before: float | None = None
+    limit: int = 100
+    history: bool = False
+
+
+class MemUpdate(Call, frozen=True, kw_only=True):
+    """Correct a record: a new one takes its place, the old one is kept as it was until now."""
+
+    reply = Remembered
+    aid: int | None = None
+    id: str
+    text: str | None = None
+    data: Any = None
+    tags: tuple[str, ...] | None = None
+    source: str | None = None
+    time: float | None = None
+
+
+class MemClear(Call, frozen=True, kw_only=True):
+    """Delete a record (with all that it corrected), or (None) all of a scope; for good."""
+
+    reply = Cleared
+    aid: int | None = None
+    id: str | None = None
+    scope: Scope = "process"
+
+
+class MemSearch(Call, frozen=True, kw_only=True):
+    """Find records by words and by meaning, in the caller's scopes and what is shared with it."""
+
+    reply = MemoryHits
+    aid: int | None = None
+    query: str
+    scopes: tuple[Scope, ...] = ("process", "program", "user")
+    tags: tuple[str, ...] = ()
+    source: str | None = None
+    after: float | None = None
+    before: float | None = None
+    limit: int = 10
+
+
+class MemShare(Call, frozen=True, kw_only=True):
+    """Let another process read a record, or a whole scope, until a time (None: for good).
+
+    revoke takes it back.
+    """
+
+    reply = Done
+    aid: int | None = None
+    to: int
+    id: str | None = None
+    scope: Scope = "process"
+    until: float | None = None
+    revoke: bool = False
+
+
+class Embedding(Reply, frozen=True):
+    """vectors are unit vectors of floats, one for each text; tokens is what was read."""
+
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    tokens: int
+
+
+class Embed(Call, frozen=True, kw_only=True):
+    """Texts as vectors of the local embedder."""
+
+    reply = Embedding
+    texts: tuple[str, ...]
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+class FileVersion(Struct, frozen=True, omit_defaults=True):
+    """A file at one version of its volume. version counts the volume's commits, from 1."""
+
+    path: str
+    version: int
+    bytes: int
+    at: float
+    aid: int
+    call: str = ""
+    message: str = ""
+    deleted: bool = False
+
+
+class StoredFile(Reply, frozen=True, omit_defaults=True):
+    """A part of a file; text if it is UTF-8 and was asked for as text, else content."""
+
+    path: str
+    volume: str
+    version: int
+    bytes: int
+    offset: int = 0
+    text: str | None = None
+    content: bytes = b""
+
+
+class StoredVersion(Reply, frozen=True, omit_defaults=True):
+    """A volume is at this version now; left is what remains of its quota, in bytes.
+
+    staged is set while the change waits for sto_commit.
+    """
+
+    volume: str
+    version: int
+    paths: tuple[str, ...]
+    left: int
+    staged: bool = False
+
+
+class FileInfo(Struct, frozen=True, omit_defaults=True):
+    path: str
+    kind: Literal["file", "directory"] = "file"
+    bytes: int = 0
+    version: int = 0
+    at: float = 0.0
+    aid: int = 0
+    mount: str = ""
+
+
+class Files(Reply, frozen=True):
+    volume: str
+    version: int
+    files: tuple[FileInfo, ...]
+
+
+class FileVersions(Reply, frozen=True):
+    volume: str
+    versions: tuple[FileVersion, ...]
+
+
+class FileDiff(Reply, frozen=True, omit_defaults=True):
+    """Unified diffs of text files; of others a line that says how they differ."""
+
+    volume: str
+    text: str
+    paths: tuple[str, ...] = ()
+
+
+class FileHit(Struct, frozen=True, omit_defaults=True):
+    path: str
+    volume: str
+    version: int
+    text: str
+    score: float
+    line: int = 0
+    words: float = 0.0
+    meaning: float = 0.0
+    why: str = ""
+
+
+class FileHits(Reply, frozen=True, omit_defaults=True):
+    hits: tuple[FileHit, ...]
+    note: str = ""
+
+
+class Mounted(Reply, frozen=True):
+    volume: str
+    path: str
+    host: str
+    mode: str
+
+
+class StoAlloc(Call, frozen=True, kw_only=True):
+    """Set and reserve a quota of storage, in bytes. volume: process, program, user, or an owner."""
+
+    reply = Allotment
+    aid: int | None = None
+    size: int
+    volume: str = "process"
+
+
+class StoWrite(Call, frozen=True, kw_only=True):
+    """Write a file: text or content; a new version of its volume.
+
+    expect is the version of the file that this one replaces (0: it must be new; -1: whatever is
+    there; None: the one that the process saw last): Conflict if somebody else wrote since. append
+    adds to the end; stage keeps it aside until sto_commit writes all that is staged at once.
+    """
+
+    reply = StoredVersion
+    aid: int | None = None
+    path: str
+    text: str | None = None
+    content: bytes | None = None
+    volume: str = "process"
+    expect: int | None = None
+    append: bool = False
+    stage: bool = False
+    message: str = ""
+
+
+class StoRead(Call, frozen=True, kw_only=True):
+    """Read a file, or a part of it (offset and length in bytes), as it is or was at a version."""
+
+    reply = StoredFile
+    aid: int | None = None
+    path: str
+    volume: str = "process"
+    version: int | None = None
+    offset: int = 0
+    length: int | None = None
+    binary: bool = False
+
+
+class StoDelete(Call, frozen=True, kw_only=True):
+    """Delete a file or a directory; its versions are kept, and purge removes those as well."""
+
+    reply = StoredVersion
+    aid: int | None = None
+    path: str
+    volume: str = "process"
+    expect: int | None = None
+    stage: bool = False
+    purge: bool = False
+
+
+class StoList(Call, frozen=True, kw_only=True):
+    """The files under a directory, at the newest version or an older one."""
+
+    reply = Files
+    aid: int | None = None
+    path: str = "/"
+    volume: str = "process"
+    version: int | None = None
+    recursive: bool = False
+
+
+class StoMove(Call, frozen=True, kw_only=True):
+    """Move a file or a directory within its volume; copy leaves the original."""
+
+    reply = StoredVersion
+    aid: int | None = None
+    path: str
+    to: str
+    volume: str = "process"
+    copy: bool = False
+    stage: bool = False
+
+
+class StoSearch(Call, frozen=True, kw_only=True):
+    """Find passages of files by words and by meaning."""
+
+    reply = FileHits
+    aid: int | None = None
+    query: str
+    volumes: tuple[str, ...] = ("process", "program", "user")
+    path: str = "/"
+    limit: int = 10
+
+
+class StoHistory(Call, frozen=True, kw_only=True):
+    """The versions of a file, or (``/``) of the whole volume, newest first."""
+
+    reply = FileVersions
+    aid: int | None = None
+    path: str = "/"
+    volume: str = "process"
+    limit: int = 100
+
+
+class StoDiff(Call, frozen=True, kw_only=True):
+    """What changed between two versions (until None: now) of a file or of a whole volume."""
+
+    reply = FileDiff
+    aid: int | None = None
+    path: str = "/"
+    volume: str = "process"
+    since: int
+    until: int | None = None
+
+
+class StoRollback(Call, frozen=True, kw_only=True):
+    """Make a file or a volume as it was: at a version, so many versions ago, or at a time.
+
+    That is a new version; the history stays.
+    """
+
+    reply = StoredVersion
+    aid: int | None = None
+    path: str = "/"
+    volume: str = "process"
+    version: int | None = None
+    back: int | None = None
+    time: float | None = None
+
+
+class StoCommit(Call, frozen=True, kw_only=True):
+    """Write all that is staged in a volume as one version, or (discard) forget it."""
+
+    reply = StoredVersion
+    aid: int | None = None
+    volume: str = "process"
+    message: str = ""
+    discard: bool = False
+
+
+class StoMount(Call, frozen=True, kw_only=True):
+    """Show a directory of this machine in a volume: ro, cow (changes stay in the volume) or rw.
+
+    host None takes the mount away.
+    """
+
+    reply = Mounted
+    aid: int | None = None
+    path: str
+    host: str | None
+    volume: str = "process"
+    mode: Literal["ro", "cow", "rw"] = "ro"
+
+
+class StoShare(Call, frozen=True, kw_only=True):
+    """Let another process read (or write) a path of a volume; revoke takes it back."""
+
+    reply = Done
+    aid: int | None = None
+    to: int
+    path: str = "/"
+    volume: str = "process"
+    write: bool = False
+    until: float | None = None
+    revoke: bool = False
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+class Sealed(Reply, frozen=True):
+    """token is text that only this user's key opens."""
+
+    token: str
+
+
+class Opened(Reply, frozen=True):
+    data: bytes
+
+
+class EncryptData(Call, frozen=True, kw_only=True):
+    """Seal data under the user's key, which lies outside the database."""
+
+    reply = Sealed
+    data: bytes
+
+
+class DecryptData(Call, frozen=True, kw_only=True):
+    """Open what EncryptData sealed; InvalidCall if it was changed or is another user's."""
+
+    reply = Opened
+    token: str
 
 
 # --- tools ----------------------------------------------------------------------------------------
@@ -453,30 +1080,24 @@ class SetScheduler(Call, frozen=True, kw_only=True):
     quantum: int | None = None
 
 
-class CallRecord(Struct, frozen=True, omit_defaults=True):
-    """One call of a transcript: what was asked (JSON data) and what came back."""
-
-    id: str
-    aid: int
-    name: str
-    state: CallState
-    started_at: float
-    ended_at: float | None = None
-    request: Any = None
-    reply: Any = None
-    error: str | None = None
-
-
 class Transcript(Reply, frozen=True):
     calls: tuple[CallRecord, ...]
 
 
 class GetTranscript(Call, frozen=True, kw_only=True):
-    """The calls of a process with their contents, oldest first; at most ``limit`` of the newest."""
+    """The calls of a process with their contents, oldest first; at most ``limit`` of the newest.
+
+    before goes on to older ones (a call's id); names and text narrow it; since and until are times.
+    """
 
     reply = Transcript
     aid: int | None = None
     limit: int = 1000
+    before: str | None = None
+    names: tuple[str, ...] = ()
+    text: str | None = None
+    since: float | None = None
+    until: float | None = None
 
 
 class Log(Reply, frozen=True):
@@ -491,6 +1112,42 @@ class GetLog(Call, frozen=True, kw_only=True):
     reply = Log
     aid: int
     offset: int = 0
+
+
+class JournalReport(Reply, frozen=True):
+    """What the journal holds: rows by table, and sizes in bytes."""
+
+    version: int
+    bytes: int
+    wal_bytes: int
+    free_bytes: int
+    first_event: int
+    last_event: int
+    rows: dict[str, int]
+
+
+class GetJournal(Call, frozen=True, kw_only=True):
+    reply = JournalReport
+
+
+class Pruning(Reply, frozen=True):
+    """What a pruning took away: events, blobs of transcripts and files, and bytes of the file."""
+
+    events: int
+    calls: int
+    blobs: int
+    bytes: int
+
+
+class PruneJournal(Call, frozen=True, kw_only=True):
+    """Forget old history: events older than days, and the oldest until it fits max_bytes.
+
+    Nothing that a living process, its replay or a kept snapshot needs goes. None: as configured.
+    """
+
+    reply = Pruning
+    days: float | None = None
+    max_bytes: int | None = None
 
 
 class KeyInfo(Struct, frozen=True, omit_defaults=True):

@@ -122,6 +122,65 @@ class CallCancelled(Event, frozen=True, kw_only=True):
     reason: str
 
 
+class CallUnknown(Event, frozen=True, kw_only=True):
+    """It was under way when the kernel died, and whether its effect happened cannot be known."""
+
+    call: str
+    name: str
+
+
+class CallSettled(Event, frozen=True, kw_only=True):
+    """Somebody said what became of an unknown call: done, retry or fail."""
+
+    call: str
+    outcome: str
+
+
+class CallResumed(Event, frozen=True, kw_only=True):
+    """A second life of the program came back to a call that its first life had begun."""
+
+    call: str
+    name: str
+
+
+class ProcessRestarted(Event, frozen=True, kw_only=True):
+    """Its program was started again and replays; life counts from 1."""
+
+    life: int
+
+
+class ReplayEnded(Event, frozen=True, kw_only=True):
+    """A second life has caught up: it asked for something new. replayed is how many calls."""
+
+    replayed: int
+
+
+class AgentSnapshotTaken(Event, frozen=True, kw_only=True):
+    snapshot: str
+
+
+class AgentRolledBack(Event, frozen=True, kw_only=True):
+    snapshot: str
+
+
+class ContextCompacted(Event, frozen=True, kw_only=True):
+    """before and after are tokens; dropped is how many messages left the context."""
+
+    context: str
+    strategy: str
+    before: int
+    after: int
+    dropped: int
+
+
+class EventLogged(Event, frozen=True, kw_only=True):
+    """An event of a program's own; its data is in the transcript, bytes is its size."""
+
+    call: str
+    name: str
+    bytes: int
+
+
 class TicketQueued(Event, frozen=True, kw_only=True):
     call: str
     core: str

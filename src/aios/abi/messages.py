@@ -20,13 +20,14 @@ class ToolUse(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True, omit_defaults=True):
-    """One turn of a conversation."""
+    """One turn of a conversation; what is pinned no strategy takes out of its context."""
 
     role: Role
     content: str = ""
     name: str | None = None
     tool_calls: tuple[ToolUse, ...] = ()
     tool_call_id: str | None = None
+    pinned: bool = False
 
 
 class ToolSpec(Struct, frozen=True, omit_defaults=True):
@@ -43,7 +44,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; max_tokens None means what the
     window leaves; logprobs is how many alternatives to report for each token (None: none at all,
-    0: only the chosen one); ignore_end keeps going past the end-of-text token (benchmarks).
+    0: only the chosen one); ignore_end keeps going past the end-of-text token (benchmarks); drawn
+    says that the kernel chose the seed.
     """
 
     temperature: float = 0.0
@@ -55,6 +57,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     ignore_end: bool = False
+    drawn: bool = False
 
 
 class TokenLogprob(Struct, frozen=True):

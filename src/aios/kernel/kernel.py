@@ -29,6 +29,7 @@ from aios.errors import (
     InvalidCall,
     Killed,
     NotFound,
+    StoreFailed,
     TimedOut,
 )
 from aios.kernel import access
@@ -37,19 +38,22 @@ from aios.kernel.keys import Keys
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.processes import STOPPED, Processes
 from aios.kernel.scheduler import Scheduler
-from aios.kernel.table import SYSTEM_CALLS
+from aios.kernel.table import SYSTEM_CALLS, Entry
 from aios.kernel.trace import Trace
 from aios.ports import (
     CallEnd,
     CallRow,
     Clock,
     Cores,
+    Files,
     GrantRow,
     Image,
     Journal,
+    Memory,
     Programs,
     SnapshotRow,
     Started,
+    Vault,
 )
 
 VERSION = "0.1.0"
@@ -65,6 +69,9 @@ class Kernel:
         cores: Cores,
         programs: Programs,
         clock: Clock,
+        memory: Memory,
+        files: Files,
+        vault: Vault,
         *,
         user: str,
         snapshots: str = "",
@@ -72,6 +79,7 @@ class Kernel:
     ) -> None:
         self.config, self.journal, self.cores = config, journal, cores
         self.programs, self.clock, self.user = programs, clock, user
+        self.memory, self.files, self.vault = memory, files, vault
         self.snapshot_folder = snapshots
         self.base_env = base_env or {}
         self.base_url: str | None = None  # where programs reach the server, once it listens
@@ -178,8 +186,6 @@ class Kernel:
             if entry.effect == "once" and entry.charged:
                 await self.trace.durable()  # the intent, before the effect
             reply = await entry.handler(self, open_call, target, call)
-            if entry.waits and caller.state == "suspended":  # done while suspended: told on resume
-                await self.blocked(open_call)
         except AiosError as error:
             raise self._failed(open_call, error) from error.__cause__
         except asyncio.CancelledError:
@@ -194,18 +200,39 @@ class Kernel:
             self._failed(open_call, AiosError(f"a bug in the kernel: {error!r}"))
             raise
         else:
-            del caller.calls[open_call.id]
-            open_call.move("done")  # from here on nothing ends it any more
-            if open_call.is_silent:
-                return reply
-            end = CallEnd(open_call.id, "done", self.clock.now(), _kept(reply))
-            usage = reply.usage if isinstance(reply, abi.Generation) else None
-            self.trace.emit(ev.CallCompleted, pid, end, call=open_call.id, name=name, usage=usage)
-            await self.trace.durable()
-            return reply
+            return await self._done(open_call, reply, entry)
         finally:
             if watchdog is not None:
                 watchdog.cancel()
+
+    async def _done(self, call: OpenCall, reply: Reply, entry: Entry) -> Reply:
+        """End a call that has its reply: its effects and its end are durable together."""
+        process = call.process
+        del process.calls[call.id]
+        call.move("done")  # from here on nothing ends it any more
+        if call.is_silent:
+            return reply
+        end = CallEnd(call.id, "done", self.clock.now(), _kept(reply))
+        usage = reply.usage if isinstance(reply, abi.Generation) else None
+        self.trace.emit(
+            ev.CallCompleted,
+            process.pid,
+            *call.effects,
+            end,
+            call=call.id,
+            name=call.name,
+            usage=usage,
+        )
+        try:
+            await self.trace.durable()
+        except StoreFailed:
+            for undo in reversed(call.undo):
+                undo()
+            if not entry.looks:  # what only looked may be told all the same
+                raise
+        if entry.waits and process.is_suspended:  # done while suspended: told on resume
+            await process.wait_running()
+        return reply
 
     def _target(self, caller: Process, call: Call, kind: str) -> Process:
         if kind != "aid":

@@ -25,7 +25,7 @@ from aios.abi.messages import Delta, ToolSpec, Usage
 from aios.errors import AiosError, KernelBug
 from aios.kernel.budget import Budget
 from aios.kernel.context import Context
-from aios.ports import Started
+from aios.ports import Record, Started
 
 if TYPE_CHECKING:
     from aios.kernel.generation import Progress
@@ -54,6 +54,7 @@ class OpenCall:
 
     __slots__ = (
         "call",
+        "effects",
         "id",
         "is_silent",
         "name",
@@ -64,6 +65,7 @@ class OpenCall:
         "state",
         "task",
         "ticket",
+        "undo",
         "verdict",
     )
 
@@ -84,6 +86,8 @@ class OpenCall:
         self.ticket: Ticket | None = None
         self.progress: Progress | None = None
         self.verdict: AiosError | None = None  # why the kernel ended it, if it did
+        self.effects: list[Record] = []  # journaled in the transaction that ends the call
+        self.undo: list[Callable[[], None]] = []  # what to take back in RAM if that fails
 
     def __repr__(self) -> str:
         return f"<call {self.id} {self.name} of {self.process.pid}: {self.state}>"
