@@ -457,6 +457,13 @@ class Started(Struct, frozen=True):
     os_started: float
 
 
+class Taken(Struct, frozen=True):
+    """What a program takes of the machine: seconds of CPU so far, bytes of RAM now."""
+
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
+
+
 class Programs(Protocol):
     """Starts, signals and waits for programs, each in its own process group."""
 
@@ -484,6 +491,9 @@ class Programs(Protocol):
 
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         """What it printed from a byte offset on, and the offset to go on at."""
+
+    async def taken(self, pid: int) -> Taken:
+        """What its program and the children of that take; nothing once it has ended."""
 
     async def close(self) -> None: ...
 

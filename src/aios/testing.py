@@ -41,6 +41,7 @@ from aios.ports import (
     Slice,
     SliceResult,
     Started,
+    Taken,
 )
 
 Script = Callable[[Prompt], str] | Sequence[str]
@@ -404,6 +405,10 @@ class ScriptedPrograms:
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         self._task(pid)
         return "", offset
+
+    async def taken(self, pid: int) -> Taken:
+        task = self._tasks.get(pid)
+        return Taken() if task is None or task.done() else Taken(rss_bytes=1)
 
     async def close(self) -> None:
         for pid in list(self._tasks):

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import pytest
 
-from aios.drivers import programs as room
 from aios.drivers.programs import Log, OsPrograms
 from aios.errors import Conflict, InvalidCall, NotFound
-from aios.ports import Programs, Started
+from aios.ports import Programs, Started, Taken
 from aios.testing import ScriptedPrograms
 
 BEHAVIOURS = {
@@ -133,6 +132,12 @@ class TestContract:
         await rig.programs.kill(1, 60)
         await rig.programs.start(1, rig.argv("exit 3"), None, {})
         assert await rig.programs.wait(1) == 3
+
+    async def test_a_running_program_takes_something_and_any_other_nothing(self, rig: Rig) -> None:
+        await rig.programs.start(1, rig.argv("never ends"), None, {})
+        assert (await rig.programs.taken(1)).rss_bytes > 0
+        await rig.programs.kill(1, 60)
+        assert await rig.programs.taken(1) == await rig.programs.taken(7) == Taken()
 
     async def test_what_was_never_started_is_not_found(self, rig: Rig) -> None:
         for call in (rig.programs.wait, rig.programs.stop, rig.programs.cont):
@@ -360,11 +365,9 @@ os.read(r, 1)"""
     os.kill(escaped, signal.SIGKILL)
 
 
-async def test_a_flood_is_bounded_on_disk_and_an_offset_stays_true(
-    programs: OsPrograms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_flood_is_bounded_on_disk_and_an_offset_stays_true(tmp_path: Path) -> None:
     code = "import sys\nfor i in range(60_000): sys.stdout.write(f'{i:09}\\n')"
-    monkeypatch.setattr(room, "LOG_BYTES", 100_000)
+    programs = OsPrograms(tmp_path / "logs", log_bytes=100_000)
     await programs.start(1, python(code), None, {})
     await programs.wait(1)
     files = list((tmp_path / "logs" / "1").iterdir())
@@ -376,6 +379,22 @@ async def test_a_flood_is_bounded_on_disk_and_an_offset_stays_true(
     assert text.endswith("000059999\n")
     assert await programs.log(1, 599_990) == ("000059999\n", 600_000)
     assert await programs.log(1, 600_000) == ("", 600_000)
+
+
+async def test_what_a_program_takes_counts_its_children(programs: OsPrograms) -> None:
+    code = """
+import os, subprocess, sys, time
+burn = "n = 0\\nwhile sum(__import__('os').times()[:2]) < 0.3: n += 1\\n"
+subprocess.run([sys.executable, "-I", "-S", "-c", burn])
+subprocess.Popen([sys.executable, "-I", "-S", "-c", "b = b'x' * 60_000_000; " + burn +
+                 "print('burnt', flush=True); import time; time.sleep(1000)"])
+time.sleep(1000)
+"""
+    await programs.start(1, python(code), None, {})
+    await printed(programs, 1, "burnt")
+    taken = await programs.taken(1)
+    assert taken.cpu_s >= 0.6  # of one that has ended, and of one that has not
+    assert taken.rss_bytes > 60_000_000
 
 
 async def test_a_flood_leaves_the_kernel_time(programs: OsPrograms) -> None:
@@ -409,12 +428,11 @@ def test_a_log_goes_on_where_the_last_kernel_stopped(tmp_path: Path) -> None:
     assert Log(tmp_path / "1").text(0, more_to_come=False) == ("one\ntwo\n", 8)
 
 
-def test_a_long_log_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "READ_BYTES", 5)
+def test_a_long_log_comes_in_parts(tmp_path: Path) -> None:
     log = Log(tmp_path / "1")
     log.append(b"123456789")
-    assert log.text(0, more_to_come=False) == ("12345", 5)
-    assert log.text(5, more_to_come=False) == ("6789", 9)
+    assert log.text(0, more_to_come=False, most=5) == ("12345", 5)
+    assert log.text(5, more_to_come=False, most=5) == ("6789", 9)
 
 
 def test_output_that_cannot_be_kept_is_lost_without_harm(tmp_path: Path) -> None:
@@ -422,14 +440,11 @@ def test_output_that_cannot_be_kept_is_lost_without_harm(tmp_path: Path) -> None
     Log(tmp_path / "1").append(b"lost")
 
 
-def test_old_logs_go_when_there_are_too_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "KEPT_BYTES", 25)
+def test_old_logs_go_when_there_are_too_many(tmp_path: Path) -> None:
     for pid in range(1, 5):
         Log(tmp_path / str(pid)).append(b"0123456789")
         os.utime(tmp_path / str(pid) / "0.log", (pid, pid))
-    OsPrograms(tmp_path)
+    OsPrograms(tmp_path, kept_bytes=25)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
 
 

@@ -255,7 +255,8 @@ def test_import_refuses(store: ModelStore, tmp_path: Path) -> None:
 
 
 def test_remove(store: ModelStore, tmp_path: Path) -> None:
-    store.import_file(write_model(tmp_path / "mine.gguf"))
+    model = store.import_file(write_model(tmp_path / "mine.gguf"))
+    model.path.with_name("mine.gguf.sha256").write_text("what a core noted")
     store.remove("mine")
     assert left_over(store) == set()
     with pytest.raises(NotFound):

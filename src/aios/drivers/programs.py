@@ -22,8 +22,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from aios.errors import Conflict, DriverError, InvalidCall, NotFound
-from aios.ports import Started
+from aios.ports import Started, Taken
 
 LOG_BYTES = 10_000_000  # of one file of a log; a program keeps its newest two
 KEPT_BYTES = 1_000_000_000  # of all logs together; beyond it the oldest go when the kernel starts
@@ -57,15 +59,21 @@ class _Program:
 
 
 class OsPrograms:
-    """ports.Programs over the operating system; ``logs`` is the directory of the logs."""
+    """ports.Programs over the operating system.
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    ``logs`` is the directory of the logs; each is two files of ``log_bytes``, and all of them
+    together have ``kept_bytes`` when the kernel starts.
+    """
+
+    def __init__(
+        self, logs: Path, log_bytes: int = LOG_BYTES, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        self._logs, self._log_bytes = logs, log_bytes
         self._running: dict[int, _Program] = {}
         self._statuses: dict[int, int] = {}
         self._sweeps: set[asyncio.Task[None]] = set()
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _prune(logs)
+        _prune(logs, kept_bytes)
 
     def __repr__(self) -> str:
         return f"<OsPrograms running={sorted(self._running)} logs={str(self._logs)!r}>"
@@ -119,7 +127,7 @@ class OsPrograms:
             reason = os.strerror(int(failure))
             raise InvalidCall(f"{argv[0]!r} cannot be run: {reason}; is it a program?")
         os.set_blocking(output, False)
-        book = Log(self._logs / str(pid))
+        book = Log(self._logs / str(pid), self._log_bytes)
         book.begin()
         program = _Program(pid, child, output, book, loop.create_future())
         self._running[pid] = program
@@ -185,6 +193,12 @@ class OsPrograms:
     async def log(self, pid: int, offset: int) -> tuple[str, int]:
         """At most READ_BYTES at a time; what is older than the log keeps is passed over."""
         return Log(self._logs / str(pid)).text(offset, more_to_come=pid in self._running)
+
+    async def taken(self, pid: int) -> Taken:
+        program = self._running.get(pid)
+        if program is None:
+            return Taken()
+        return await asyncio.to_thread(_taken, program.group)  # it reads a file a process
 
     async def close(self) -> None:
         """End all that runs."""
@@ -400,6 +414,24 @@ def _stat(os_pid: int | str) -> _Stat | None:
     )
 
 
+def _taken(os_pid: int) -> Taken:
+    """Of a process and its descendants; pages that they share count for each."""
+    cpu_s, rss_bytes = 0.0, 0
+    try:
+        first = psutil.Process(os_pid)
+        family = [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return Taken()
+    for member in family:
+        try:
+            with member.oneshot():
+                cpu_s += sum(member.cpu_times()[:4])  # its own, and of children that have ended
+                rss_bytes += member.memory_info().rss
+        except psutil.Error:
+            continue  # it ended at this moment
+    return Taken(round(cpu_s, 3), rss_bytes)
+
+
 def _processes() -> Iterator[_Stat]:
     if not _HAS_PROC:
         return
@@ -427,13 +459,13 @@ def _started(os_pid: int) -> float | None:
 
 
 class Log:
-    """What a program printed: files of LOG_BYTES, each named by the offset of its first byte.
+    """What a program printed: files of *size* bytes, each named by the offset of its first one.
 
     A reader needs no word with the writer, nothing is ever renamed, and an offset stays true.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, size: int = LOG_BYTES) -> None:
+        self._directory, self._file_bytes = directory, size
         self._is_failing = False
         self._newest: int | None = None  # the writer's: the file that it is at, and its size
         self._size = 0
@@ -467,7 +499,7 @@ class Log:
             self._newest = max(self._offsets(), default=0)
             file = self._file(self._newest)
             self._size = file.stat().st_size if file.exists() else 0
-        if self._size >= LOG_BYTES:
+        if self._size >= self._file_bytes:
             for old in self._offsets():
                 if old < self._newest:
                     self._file(old).unlink(missing_ok=True)
@@ -482,7 +514,7 @@ class Log:
         finally:
             os.close(fd)
 
-    def text(self, offset: int, more_to_come: bool) -> tuple[str, int]:
+    def text(self, offset: int, more_to_come: bool, most: int = READ_BYTES) -> tuple[str, int]:
         """From a byte offset on; a character that is not complete yet is left for the next time."""
         if offset < 0:
             raise InvalidCall(f"a log begins at offset 0, not at {offset}.")
@@ -501,12 +533,12 @@ class Log:
                         continue
                     at = max(at, first)  # what came before it is no longer kept
                     file.seek(at - first)
-                    part = file.read(READ_BYTES - len(data))
+                    part = file.read(most - len(data))
             except FileNotFoundError:  # it was the oldest, and went this moment
                 continue
             data += part
             at += len(part)
-            if len(data) == READ_BYTES:
+            if len(data) == most:
                 more_to_come = True
                 break
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -514,13 +546,13 @@ class Log:
         return text, at - len(decoder.getstate()[0])
 
 
-def _prune(logs: Path) -> None:
-    """Remove the logs that were written to longest ago, until the rest is KEPT_BYTES."""
+def _prune(logs: Path, most: int) -> None:
+    """Remove the logs that were written to longest ago, until the rest is *most* bytes."""
     kept = 0
     found = [(file.stat().st_mtime, file.stat().st_size, file) for file in logs.glob("*/*.log")]
     for _, size, file in sorted(found, reverse=True):
         kept += size
-        if kept > KEPT_BYTES:
+        if kept > most:
             file.unlink(missing_ok=True)
             if not any(file.parent.iterdir()):
                 file.parent.rmdir()

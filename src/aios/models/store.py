@@ -192,6 +192,7 @@ class ModelStore:
                 raise NotFound(self._no_such(name))
             self._manifest(name).unlink()
             self._file(name).unlink(missing_ok=True)
+            self._file(name).with_suffix(".gguf.sha256").unlink(missing_ok=True)  # a core's note
 
     # --- on disk ---
 
