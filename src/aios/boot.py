@@ -13,6 +13,7 @@ from aios.drivers.clock import SystemClock
 from aios.drivers.cores.llama.core import LlamaCore
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.programs import OsPrograms
+from aios.drivers.vault import KeyFiles
 from aios.kernel.kernel import Kernel
 from aios.models import ModelStore
 from aios.ports import Core
@@ -64,6 +65,9 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
         cores,
         programs,
         clock,
+        object(),  # memory and files: their rooms put them here
+        object(),
+        KeyFiles(paths.keys),
         user=getpass.getuser(),
         snapshots=str(paths.snapshots),
         base_env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},

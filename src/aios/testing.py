@@ -11,6 +11,8 @@ ScriptedPrograms are coroutines that play OS processes.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -25,6 +27,7 @@ from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
 from aios.drivers.journal.memory import MemoryJournal
+from aios.drivers.vault import FernetVault
 from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall, NotFound
 from aios.kernel.kernel import Kernel
 from aios.ports import (
@@ -42,6 +45,7 @@ from aios.ports import (
     SliceResult,
     Started,
     Taken,
+    Vault,
 )
 
 Script = Callable[[Prompt], str] | Sequence[str]
@@ -420,6 +424,11 @@ class ScriptedPrograms:
         return self._tasks[pid]
 
 
+def named_key(user: str) -> bytes:
+    """A user's key made of the name: what one machine of a test seals, the next one opens."""
+    return base64.urlsafe_b64encode(hashlib.sha256(user.encode()).digest())
+
+
 class TestKernel(Kernel):
     """A kernel with its user's key at hand."""
 
@@ -436,6 +445,7 @@ async def machine(
     journal: Journal | None = None,
     programs: Programs | None = None,
     clock: Clock | None = None,
+    vault: Vault | None = None,
     config: Config | None = None,
     snapshots: Path | None = None,
 ) -> AsyncIterator[TestKernel]:
@@ -446,6 +456,9 @@ async def machine(
         cores or ScriptedCores(core or ScriptedCore(script)),
         programs or ScriptedPrograms(),
         clock or SystemClock(),
+        object(),  # memory and files: their rooms put them here
+        object(),
+        vault or FernetVault(named_key),
         user="ann",
         snapshots=str(snapshots or "."),
     )
