@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from aios.abi import calls as abi
 from aios.abi import wire
+from aios.abi.messages import Message
 from aios.errors import Conflict, InvalidCall, NotFound
 from aios.kernel import generation
 from aios.kernel.context import Context
 from aios.kernel.generation import Progress
 from aios.kernel.process import OpenCall, Process
-from aios.ports import ContextRow, Prompt, SnapshotRow
+from aios.ports import Prompt, SnapshotRow
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -28,7 +30,7 @@ async def sys_generate(
         if request.context is not None:
             context = target.contexts.setdefault(request.context, Context(request.context))
             await stack.enter_async_context(context.lock())
-        before = tuple(context.messages) if context else ()
+        before = context.messages if context else ()
         prompt = Prompt(
             messages=before + request.messages,
             sampling=request.sampling,
@@ -41,24 +43,16 @@ async def sys_generate(
         progress = Progress(prompt, model, request.context, len(request.messages), [])
         answer = await generation.run(kernel, call, scheduler, progress)
         if context is not None:
-            _keep(kernel, target, context, progress, answer)
+            _keep(call, context, (*request.messages, answer.message), answer.usage.tokens)
         return answer
 
 
-def _keep(
-    kernel: Kernel, process: Process, context: Context, progress: Progress, answer: abi.Generation
-) -> None:
-    """Append what was said and heard to its context."""
-    turns = generation.new_turns(progress, answer.message)
-    first = len(context.messages)
-    context.messages.extend(turns)
-    context.tokens = answer.usage.tokens
-    kernel.trace.record(
-        *(
-            ContextRow(process.pid, context.name, first + ordinal, wire.encode(message))
-            for ordinal, message in enumerate(turns)
-        )
-    )
+def _keep(call: OpenCall, context: Context, turns: Iterable[Message], tokens: int) -> None:
+    """Append what was said and heard to its context, durable with the call's end."""
+    rows = context.append(call.process.pid, call.id, turns)
+    context.tokens = tokens
+    call.effects += rows
+    call.undo.append(lambda: context.take([row.position for row in rows]))
 
 
 async def sys_gen_snapshot(
@@ -121,5 +115,5 @@ async def sys_get_context(
         context=context.name,
         window=scheduler.core.abilities.context_tokens,
         used=context.tokens,
-        messages=tuple(context.messages) if request.messages else (),
+        messages=context.messages if request.messages else (),
     )
