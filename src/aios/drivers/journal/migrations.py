@@ -6,16 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from aios.drivers.journal.content import hash_of
 from aios.errors import SetupError
 
 SCHEMA = Path(__file__).with_name("schema")
 APPLICATION = 0x61696F73  # "aios", in the file's header
+INCREMENTAL = 2  # auto_vacuum: the file shrinks in steps, when it is asked to
 
 
-def migrate(connection: Any, path: Path, schema: Path = SCHEMA) -> None:
+def migrate(connection: Any, path: Path | None, schema: Path = SCHEMA) -> None:
     """Run what *path* has not had yet; the file as it was is kept beside it, named for its version.
 
-    SetupError if the file was written by a newer aios, or is some other program's.
+    No path: a database in memory. SetupError if the file was written by a newer aios, or is some
+    other program's.
     """
     scripts = {int(file.name[:4]): file for file in sorted(schema.glob("[0-9]*.sql"))}
     newest = max(scripts)
@@ -32,12 +35,18 @@ def migrate(connection: Any, path: Path, schema: Path = SCHEMA) -> None:
             f"{path} is another program's database: move it away, or set AIOS_HOME to another "
             "directory."
         )
-    if 0 < version < newest:
+    if not version:
+        connection.pragma("auto_vacuum", "INCREMENTAL")  # settled by the first table
+    elif path is not None and version < newest:
         _back_up(connection, path.with_name(f"{path.name}.version-{version}"))
+    connection.create_scalar_function("content_hash", hash_of, 1, deterministic=True)
     for number in range(version + 1, newest + 1):
         with connection:
             connection.execute(scripts[number].read_text())
             connection.pragma("user_version", number)
+    if connection.pragma("auto_vacuum") != INCREMENTAL:  # version 1 did not set it
+        connection.pragma("auto_vacuum", "INCREMENTAL")
+        connection.execute("VACUUM")
 
 
 def _back_up(connection: Any, copy: Path) -> None:

@@ -14,7 +14,6 @@ import asyncio
 import fcntl
 import os
 import queue
-import struct
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -23,25 +22,14 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import apsw
-import msgspec
 
-from aios.abi import wire
-from aios.abi.calls import KeyInfo
-from aios.abi.events import Event
+from aios.drivers.journal.content import Content
 from aios.drivers.journal.migrations import migrate
+from aios.drivers.journal.questions import LAST, Questions, image
 from aios.drivers.journal.rows import Rows
+from aios.drivers.journal.troubles import UNREADABLE, sentence
 from aios.errors import SetupError, StoreFailed
-from aios.ports import (
-    CallEnd,
-    CallHistory,
-    CallRow,
-    GrantRow,
-    Image,
-    KeyRow,
-    ProcessRow,
-    Record,
-    SnapshotRow,
-)
+from aios.ports import Image, Record
 
 T = TypeVar("T")
 Append = tuple[Sequence[Record], asyncio.Future[None]]
@@ -50,34 +38,10 @@ BUSY_MS = 5_000  # how long to wait for a person who has the file open in anothe
 QUIET_TURNS = 2  # of the loop: a task that was just woken appends in the second
 GATHER_TURNS = 8  # of the loop, at most: under full load a group must leave as well
 CHECKPOINT_PAGES = 4_000  # 16 MB of WAL: pages written again and again are copied once
-
-UNREADABLE = (apsw.Error, msgspec.DecodeError, UnicodeDecodeError, struct.error)
-
-LAST = """
-SELECT coalesce((SELECT last FROM events ORDER BY first DESC LIMIT 1), 0),
-       max(coalesce((SELECT max(pid) FROM processes), 0),
-           coalesce((SELECT number FROM forgotten WHERE kind = 'pid'), 0)),
-       max(coalesce((SELECT max(number) FROM calls), 0),
-           coalesce((SELECT number FROM forgotten WHERE kind = 'call'), 0))
-"""
-OPEN_CALLS = """
-SELECT number, pid, name, started_at, request FROM open_calls JOIN calls USING (number)
-ORDER BY number
-"""
-EVENTS = """
-SELECT body FROM events
-WHERE first >= coalesce((SELECT max(first) FROM events WHERE first <= :after + 1), 0)
-  AND (:pid IS NULL OR instr(pids, ',' || :pid || ','))
-ORDER BY first
-"""
-CALLS_OF = """
-SELECT * FROM (SELECT * FROM calls LEFT JOIN ends USING (number)
-               WHERE pid = ? ORDER BY number DESC LIMIT ?) ORDER BY number
-"""
-TOKENS_OF = "SELECT tokens FROM tokens WHERE call = ? ORDER BY ordinal"
+READERS = 4  # at once: a long search does not hold up who follows the events
 
 
-class SqliteJournal:
+class SqliteJournal(Questions):
     """A ports.Journal in one file, made if it is not there; one kernel at a time may have it.
 
     SetupError says why it cannot be opened: in use, from a newer aios, no database, no access.
@@ -91,12 +55,13 @@ class SqliteJournal:
         except BaseException:
             os.close(self._lock)
             raise
+        self._content = Content(self._connection)
         self._waiting: list[Append] = []  # appended in this turn of the loop
         self._queue: queue.SimpleQueue[list[Append] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
-        self._reader = ThreadPoolExecutor(1, "journal-reader")
-        self._reading: Any = None  # the reader's connection, once there was something to read
+        self._readers = ThreadPoolExecutor(READERS, "journal-reader")
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()  # connections of readers
         self._closed = False
 
     def __repr__(self) -> str:
@@ -155,7 +120,7 @@ class SqliteJournal:
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
-            rows = Rows(self._connection, self._last_seq)
+            rows = Rows(self._connection, self._content, self._last_seq)
             for records in appends:
                 rows.take(records)
             rows.write()
@@ -163,7 +128,7 @@ class SqliteJournal:
             self._last_seq = rows.last_seq
         except Exception as error:  # noqa: BLE001 (whatever it was, those who wait must hear it)
             self._roll_back()
-            return _sentence(self._path, error)
+            return sentence(self._path, error)
         return None
 
     def _roll_back(self) -> None:
@@ -172,6 +137,7 @@ class SqliteJournal:
                 self._connection.execute("ROLLBACK")
         except apsw.Error:
             pass  # the next BEGIN says what is wrong, to somebody who can be told
+        self._content.forget()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -179,36 +145,39 @@ class SqliteJournal:
         connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
         try:
             with connection:  # one transaction: a consistent whole
-                return _image(connection)
+                return image(connection)
         except UNREADABLE as error:
-            raise StoreFailed(_sentence(self._path, error)) from error
+            raise StoreFailed(sentence(self._path, error)) from error
         finally:
             connection.close()
 
-    async def events(self, after: int, limit: int, pid: int | None = None) -> list[Event]:
-        return await self._read(lambda connection: _events(connection, after, limit, pid))
-
-    async def first_seq(self) -> int:
-        return await self._read(
-            lambda connection: connection.execute("SELECT min(first) FROM events").get or 0
-        )
-
-    async def calls(self, pid: int, limit: int) -> list[CallHistory]:
-        return await self._read(lambda connection: _calls(connection, pid, limit))
-
-    async def _read(self, read: Callable[[Any], T]) -> T:
+    async def read(self, query: Callable[[Any], T]) -> T:
         def run() -> T:
             try:
-                if self._reading is None:
-                    self._reading = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
-                with self._reading:
-                    return read(self._reading)
+                connection = self._reading()
+                try:
+                    with connection:
+                        return query(connection)
+                finally:
+                    self._idle.put(connection)
             except UNREADABLE as error:
-                raise StoreFailed(_sentence(self._path, error)) from error
+                raise StoreFailed(sentence(self._path, error)) from error
 
         if self._closed:
             raise StoreFailed(f"the journal {self._path} is closed: start the kernel again.")
-        return await asyncio.get_running_loop().run_in_executor(self._reader, run)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    def _reading(self) -> Any:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            return _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+
+    def wal_bytes(self) -> int:
+        try:
+            return self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except OSError:
+            return 0  # all of it is in the file
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -219,13 +188,13 @@ class SqliteJournal:
         self._closed = True
         self._hand_over()
         self._queue.put(None)
-        await asyncio.get_running_loop().run_in_executor(self._reader, self._let_go)
-        self._reader.shutdown()
+        await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
         self._writer.join()
-        if self._reading is not None:
-            self._reading.close()
+        self._readers.shutdown()
+        while not self._idle.empty():
+            self._idle.get().close()
         self._connection.close()
         os.close(self._lock)
 
@@ -293,82 +262,7 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
         raise SetupError(
             f"{path} cannot be opened ({error.strerror}): check its rights."
         ) from error
-    raise SetupError(_sentence(path, error)) from error
-
-
-def _sentence(path: Path, error: Exception) -> str:
-    match error:
-        case apsw.FullError():
-            return f"the disk is full and {path} cannot grow: free some space, then try again."
-        case apsw.NotADBError():
-            return f"{path} is not a database: move it away, or restore it from a copy."
-        case apsw.CorruptError() | msgspec.DecodeError() | UnicodeDecodeError() | struct.error():
-            return f"{path} is damaged ({error}): move it away, or restore it from a copy."
-        case apsw.ReadOnlyError() | apsw.CantOpenError() | apsw.PermissionsError():
-            return f"{path} cannot be written ({error}): check its rights and its directory's."
-        case apsw.IOError():
-            return f"{path} cannot be read or written ({error}): check the disk."
-        case apsw.BusyError():
-            return f"{path} is locked by another program: close that program, then try again."
-    return f"{path} did not take a record ({type(error).__name__}: {error})."
-
-
-# --- rows to data ---------------------------------------------------------------------------------
-
-
-def _image(connection: Any) -> Image:
-    rows = connection.execute
-    last_seq, last_pid, last_call = next(rows(LAST))
-    return Image(
-        last_seq=last_seq,
-        last_pid=last_pid,
-        last_call=last_call,
-        processes=tuple(map(_process, rows("SELECT * FROM processes ORDER BY pid"))),
-        keys=tuple(
-            KeyRow(msgspec.json.decode(info, type=KeyInfo), hash)
-            for info, hash in rows("SELECT info, hash FROM keys ORDER BY id")
-        ),
-        grants=tuple(GrantRow(*row) for row in rows("SELECT * FROM grants ORDER BY 1, 2, 3")),
-        snapshots=tuple(SnapshotRow(*row) for row in rows("SELECT * FROM snapshots ORDER BY id")),
-        open_calls=tuple(CallRow(f"c{number}", *rest) for number, *rest in rows(OPEN_CALLS)),
-    )
-
-
-def _process(row: Sequence[Any]) -> ProcessRow:
-    pid, user, parent, program, state, reasons, *rest = row
-    why = tuple(msgspec.json.decode(reasons))
-    return ProcessRow(pid, user, parent, program, state, why, *rest)
-
-
-def _events(connection: Any, after: int, limit: int, pid: int | None) -> list[Event]:
-    found: list[Event] = []
-    rows = connection.execute(EVENTS, {"after": after, "pid": pid})
-    for (body,) in rows:
-        found += (
-            event
-            for event in wire.decode_events(body)
-            if event.seq > after and (pid is None or event.pid == pid)
-        )
-        if len(found) >= limit:
-            break
-    rows.close()
-    return found[:limit]
-
-
-def _calls(connection: Any, pid: int, limit: int) -> list[CallHistory]:
-    rows = connection.execute(CALLS_OF, (pid, limit)).fetchall()
-    decoded: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        for (tokens,) in connection.execute(TOKENS_OF, (row[0],)):
-            decoded[row[0]] += struct.unpack(f"<{len(tokens) // 4}i", tokens)
-    return [_history(row, tuple(decoded[row[0]])) for row in rows]
-
-
-def _history(row: Sequence[Any], tokens: tuple[int, ...]) -> CallHistory:
-    number, pid, name, started_at, request, state, ended_at, reply, error = row
-    call = f"c{number}"
-    end = None if state is None else CallEnd(call, state, ended_at, reply, error)
-    return CallHistory(CallRow(call, pid, name, started_at, request), end, tokens)
+    raise SetupError(sentence(path, error)) from error
 
 
 # --- answers --------------------------------------------------------------------------------------
