@@ -122,6 +122,8 @@ class Kernel(Struct, frozen=True):
     processes: Positive = 4_096  # live ones per user
     zombie_s: Seconds = 86_400.0  # a zombie nobody waits for goes after a day
     kill_grace_s: Seconds = 5.0  # between TERM and KILL
+    restart_concurrency: Positive = 4  # programs that start at once after a crash: more only thrash
+    reconnect_s: Seconds = 30.0  # for agents in their callers' own Python, after a crash
     message_bytes: Positive = 1_000_000  # one request: contexts are text, files go elsewhere
 
 
@@ -152,11 +154,23 @@ class Server(Struct, frozen=True):
     aliases: dict[str, str] = field(default_factory=dict)  # a name on /v1 -> a model here
 
 
+class Memory(Struct, frozen=True):
+    """Records that agents keep; a quota counts text, data, tags and source in UTF-8."""
+
+    record_bytes: Positive = 1_000_000  # one record; what is longer is a file
+    process_bytes: Natural = 16_000_000  # of a process, unless mem_alloc says otherwise
+    program_bytes: Natural = 64_000_000  # of a program
+    user_bytes: Natural = 256_000_000  # of a user
+    reserve_bytes: Natural = 4_000_000_000  # of all quotas that one user sets by mem_alloc
+    cache_mb: Natural = 256  # of vectors in RAM, 1.5 KB a record; beyond it they are read again
+
+
 class Config(Struct, frozen=True):
     kernel: Kernel = Kernel()
     scheduler: Scheduler = Scheduler()
     core: Core = Core()
     server: Server = Server()
+    memory: Memory = Memory()
 
 
 class Setting(Struct, frozen=True):

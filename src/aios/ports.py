@@ -12,12 +12,20 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from aios.abi.calls import (
+    Allotment,
     CallState,
+    Cleared,
+    Embedding,
     JournalReport,
     KeyInfo,
+    MemoryHits,
+    MemoryRecord,
+    MemUpdate,
+    MemWrite,
     ProcessState,
     Pruning,
     Reason,
+    Remembered,
 )
 from aios.abi.events import Event
 from aios.abi.messages import (
@@ -132,6 +140,9 @@ class Core(Protocol):
 
     async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted: ...
 
+    async def measure(self, prompt: Prompt) -> int:
+        """How many tokens the prompt has, counted as admit would; however long it is."""
+
     async def run(self, sequence: int, grant: Slice) -> SliceResult: ...
 
     async def fork(self, sequence: int) -> int:
@@ -213,11 +224,15 @@ class CallEnd(Struct, frozen=True):
 
 
 class TokensRow(Struct, frozen=True):
-    """The tokens that one slice of a call decoded, packed as little-endian int32."""
+    """The tokens that one slice of a call decoded, packed as little-endian int32.
+
+    ordinal is how many there were before; detail is what the slice added to the answer, as JSON.
+    """
 
     call: str
     ordinal: int
     tokens: bytes
+    detail: bytes = b""
 
 
 class ContextRow(Struct, frozen=True):
@@ -271,10 +286,11 @@ class MailRow(Struct, frozen=True):
 
 
 class MailTaken(Struct, frozen=True):
-    """A message was received: its body goes, its id is kept against being sent again."""
+    """A message was received by a call; a rollback to before that call puts it back."""
 
     pid: int
     number: int
+    call: str = ""
 
 
 class MarkRow(Struct, frozen=True):
@@ -345,6 +361,72 @@ class Forget(Struct, frozen=True):
     pid: int
 
 
+class MemoryRow(Struct, frozen=True):
+    """A record of memory.
+
+    number is its row; id what it is called by (12 is m12; a fork's copies keep theirs); writer the
+    pid that wrote it, born and died the numbers of the calls that did. data is JSON (empty: none).
+    marks are the words that its owner, tags and source are found by; bytes is what it counts.
+    """
+
+    number: int
+    id: int
+    owner: str
+    writer: int
+    born: int
+    text: str
+    data: bytes
+    tags: tuple[str, ...]
+    source: str
+    time: float
+    valid_from: float
+    marks: str
+    bytes: int
+    valid_to: float | None = None
+    superseded_by: int | None = None
+    died: int | None = None
+
+
+class MemoryEnd(Struct, frozen=True):
+    """A record of memory was corrected, or (all None) is good again."""
+
+    number: int
+    valid_to: float | None
+    superseded_by: int | None
+    died: int | None
+
+
+class MemoryGone(Struct, frozen=True):
+    """Records of memory are deleted, for good."""
+
+    numbers: tuple[int, ...]
+
+
+class MemoryCleared(Struct, frozen=True):
+    """All records of an owner are deleted; with quota, what was set aside for it as well."""
+
+    owner: str
+    quota: bool = False
+
+
+class MemoryQuota(Struct, frozen=True):
+    """How many bytes an owner of a user may remember."""
+
+    owner: str
+    user: str
+    bytes: int
+
+
+class VectorRow(Struct, frozen=True):
+    """A record of memory as a model's vector, little-endian float32; beside is the number of the
+    record whose text went into it as well. Not kept if the record has gone."""
+
+    number: int
+    model: str
+    beside: int | None
+    vector: bytes
+
+
 Record = (
     Event
     | ProcessRow
@@ -365,6 +447,12 @@ Record = (
     | GrantGone
     | KeyGone
     | SnapshotRow
+    | MemoryRow
+    | MemoryEnd
+    | MemoryGone
+    | MemoryCleared
+    | MemoryQuota
+    | VectorRow
     | Forget
 )
 
@@ -375,6 +463,7 @@ class CallHistory(Struct, frozen=True):
     start: CallRow
     end: CallEnd | None
     tokens: tuple[int, ...] = ()
+    details: tuple[bytes, ...] = ()
     void: bool = False
 
 
@@ -402,6 +491,7 @@ class CallFilter(Struct, frozen=True):
 
     limit: int = 1000
     before: int | None = None  # numbers below this one
+    after: int | None = None  # numbers above this one
     upto: int | None = None  # numbers up to this one
     names: tuple[str, ...] = ()
     text: str | None = None
@@ -409,6 +499,9 @@ class CallFilter(Struct, frozen=True):
     until: float | None = None
     open_only: bool = False
     void: bool = True
+
+
+EVERY_CALL = 2**31  # as a filter's limit
 
 
 class Journal(Protocol):
@@ -435,6 +528,9 @@ class Journal(Protocol):
 
     async def context_at(self, pid: int, call: int) -> list[ContextRow]:
         """What was in its contexts when call number *call* had ended, in order."""
+
+    async def mail(self, pid: int) -> list[MailRow]:
+        """What its mailbox holds, in order."""
 
     async def report(self) -> JournalReport: ...
 
@@ -513,12 +609,129 @@ class Vault(Protocol):
 # --- memory ---------------------------------------------------------------------------------------
 
 
+class Stamp(Struct, frozen=True):
+    """Who changes something, by which call (its number), and when."""
+
+    writer: int
+    call: int
+    at: float
+
+
+class MemoryView(Struct, frozen=True):
+    """Whose records may be looked at: those of owners, and single ones (owner and id, as m12)."""
+
+    owners: tuple[str, ...]
+    records: tuple[tuple[str, str], ...] = ()
+
+
+class MemoryFilter(Struct, frozen=True):
+    """Which of them: with all these tags, of this source, of a time from after on and up to before.
+
+    history shows those as well that were corrected.
+    """
+
+    tags: tuple[str, ...] = ()
+    source: str | None = None
+    after: float | None = None
+    before: float | None = None
+    history: bool = False
+
+
 class Memory(Protocol):
     """Records that are written, corrected, deleted and found.
 
     It plans: what changes comes back as journal records, which the kernel puts into the transaction
-    that ends the call. So a record is there if and only if its call has ended.
+    that ends the call, before it waits for anything else. So a record is there if and only if its
+    call has ended. If that transaction fails, ``undo`` makes it forget what it counts in RAM.
     """
+
+    async def start(self) -> None:
+        """Begin to make vectors in the background, where there is something to make them with."""
+
+    async def close(self) -> None: ...
+
+    async def write(
+        self, owner: str, request: MemWrite, stamp: Stamp
+    ) -> tuple[Remembered, list[Record]]:
+        """QuotaExceeded says what is left; InvalidCall what does not fit."""
+
+    async def update(
+        self, owners: Sequence[str], request: MemUpdate, stamp: Stamp
+    ) -> tuple[Remembered, list[Record]]:
+        """Conflict if the record was corrected before; NotFound if no owner has it."""
+
+    async def clear(
+        self, owners: Sequence[str], id: str | None
+    ) -> tuple[Cleared, list[Record]]:
+        """Delete a record of the owners with all that it corrected, or (None) all of theirs."""
+
+    async def alloc(self, owner: str, user: str, size: int) -> tuple[Allotment, list[Record]]: ...
+
+    async def find(self, view: MemoryView, id: str, history: bool = False) -> list[MemoryRecord]:
+        """A record as it is now, if need be after corrections, and (history) what came before.
+
+        NotFound if it is not in view.
+        """
+
+    async def newest(
+        self, owner: str, which: MemoryFilter, limit: int
+    ) -> list[MemoryRecord]: ...
+
+    async def search(
+        self, view: MemoryView, query: str, which: MemoryFilter, limit: int
+    ) -> MemoryHits: ...
+
+    async def embed(self, texts: Sequence[str]) -> Embedding:
+        """NotFound without an embedder; ContextOverflow for a text that is too long for it."""
+
+    async def size(self, owner: str) -> int:
+        """What an owner's records take, in bytes."""
+
+    def ended(self, pid: int) -> list[Record]:
+        """What drops the short-term records of a process that has ended."""
+
+    async def copy(self, from_pid: int, to_pid: int, upto_call: int | None = None) -> list[Record]:
+        """A process's own records for another: as they are, or were after a call; ids are kept."""
+
+    async def rewind(self, pid: int, call: int) -> list[Record]:
+        """Take a process's own records, and what it wrote for others, back to after a call.
+
+        What was deleted for good stays so; what others corrected since stays corrected.
+        """
+
+    def undo(self) -> None:
+        """What was planned was not kept."""
+
+
+class Embedded(Struct, frozen=True):
+    """Unit vectors, little-endian float32, one for each text; tokens is what was read."""
+
+    vectors: tuple[bytes, ...]
+    tokens: int
+
+
+class Embedder(Protocol):
+    """Makes vectors of texts, such that what means nearly the same lies near.
+
+    name is what callers know it by; dimensions the length of a vector.
+    """
+
+    name: str
+    dimensions: int
+
+    @property
+    def model(self) -> str | None:
+        """What its vectors are to be compared with: those of the same model. None: not there."""
+
+    @property
+    def missing(self) -> str:
+        """Why it is not there and what to do, as a clause (empty while it is)."""
+
+    async def embed(self, texts: Sequence[str], *, background: bool = False) -> Embedded:
+        """background: at low priority. NotFound while it is not there; ContextOverflow for a text
+        that is too long; DriverError when it fails."""
+
+    async def close(self) -> None: ...
 
 
 # --- storage --------------------------------------------------------------------------------------
@@ -526,6 +739,18 @@ class Memory(Protocol):
 
 class Files(Protocol):
     """Volumes of versioned files. It plans, as Memory does."""
+
+    def ended(self, pid: int) -> list[Record]:
+        """What is to be done with the volume of a process that has ended."""
+
+    def forgotten(self, pid: int) -> list[Record]:
+        """What drops the volume of a process that was reaped."""
+
+    async def copy(self, from_pid: int, to_pid: int, upto_call: int | None = None) -> list[Record]:
+        """A process's volume for another: as it is, or was after a call."""
+
+    async def rewind(self, pid: int, call: int) -> list[Record]:
+        """Take a process's volume, and what it wrote elsewhere, back to after a call."""
 
 
 # --- clock ----------------------------------------------------------------------------------------

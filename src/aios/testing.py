@@ -140,7 +140,7 @@ class ScriptedCore:
     async def close(self) -> None: ...
 
     async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted:
-        words = sum(len(message.content.split()) + 1 for message in prompt.messages)
+        words = await self.measure(prompt)
         window = self.abilities.context_tokens
         if words >= window:
             raise ContextOverflow(
@@ -157,6 +157,9 @@ class ScriptedCore:
             prompt, words, answer, limit, filled=words if not self._chunk else 0, made=len(made)
         )
         return Admitted(self._last, words, 0, limit)
+
+    async def measure(self, prompt: Prompt) -> int:
+        return sum(len(message.content.split()) + 1 for message in prompt.messages)
 
     def _answer(self, prompt: Prompt, again: bool) -> str:
         if prompt.schema is not None:
@@ -429,6 +432,22 @@ def named_key(user: str) -> bytes:
     return base64.urlsafe_b64encode(hashlib.sha256(user.encode()).digest())
 
 
+class _Absent:
+    def ended(self, pid: int) -> list[Any]:
+        return []
+
+    forgotten = ended
+
+    async def copy(self, *args: Any) -> list[Any]:
+        return []
+
+    rewind = copy
+
+    async def start(self) -> None: ...
+
+    close = start
+
+
 class TestKernel(Kernel):
     """A kernel with its user's key at hand."""
 
@@ -456,8 +475,8 @@ async def machine(
         cores or ScriptedCores(core or ScriptedCore(script)),
         programs or ScriptedPrograms(),
         clock or SystemClock(),
-        object(),  # memory and files: their rooms put them here
-        object(),
+        _Absent(),  # memory and files: their rooms put them here
+        _Absent(),
         vault or FernetVault(named_key),
         user="ann",
         snapshots=str(snapshots or "."),

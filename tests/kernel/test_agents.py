@@ -240,7 +240,7 @@ async def test_mail_of_two_senders_may_have_the_same_id() -> None:
         one, two, reader = await child(kernel), await child(kernel), await child(kernel)
         for sender in (one, two, one):  # the last is the first one's, sent again
             await kernel.trap(sender, abi.SendMessage(to=reader, body=sender, id="1"))
-        assert [mail.body for mail in kernel.processes.find(reader).mailbox] == [one, two]
+        assert [mail.body for _, mail in kernel.processes.find(reader).mailbox] == [one, two]
 
 
 async def test_mail_is_not_lost_when_a_suspended_receiver_stops_waiting() -> None:

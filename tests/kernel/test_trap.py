@@ -206,7 +206,7 @@ async def test_no_key_is_ever_journaled() -> None:
         spawned = await kernel.trap(login, abi.SpawnAgent(program="p", env={"TOKEN": "hush"}))
         assert isinstance(new, abi.NewKey)
         assert isinstance(spawned, abi.Spawned)
-        calls = repr(await kernel.journal.calls(login, 100))
+        calls = repr(await kernel.journal.calls(login))
         assert new.key not in calls
         assert str(spawned.key) not in calls
         assert "hush" not in calls

@@ -14,6 +14,9 @@ from msgspec import Struct, field
 from aios.abi.messages import FinishReason, Message, Sampling, TokenLogprob, ToolSpec, Usage
 
 
+Data = bytes  # a field named bytes hides the type from those below it
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
@@ -46,7 +49,10 @@ Scope = Literal["process", "program", "user"]
 
 
 class CallRecord(Struct, frozen=True, omit_defaults=True):
-    """One call of a transcript: what was asked (JSON data) and what came back."""
+    """One call of a transcript: what was asked (JSON data) and what came back.
+
+    void says that a rollback has left it behind.
+    """
 
     id: str
     aid: int
@@ -57,6 +63,7 @@ class CallRecord(Struct, frozen=True, omit_defaults=True):
     request: Any = None
     reply: Any = None
     error: str | None = None
+    void: bool = False
 
 
 class Retrieval(Struct, frozen=True, omit_defaults=True):
@@ -360,7 +367,7 @@ class SettleCall(Call, frozen=True, kw_only=True):
 
 
 class LogEvent(Call, frozen=True, kw_only=True):
-    """Put an event of one's own into the trace; data is in the transcript, its size in the event."""
+    """Put an event of one's own into the trace: name and size; data is in the transcript."""
 
     reply = Done
     name: str
@@ -469,7 +476,11 @@ class GenRestore(Call, frozen=True, kw_only=True):
 
 
 class ContextReport(Reply, frozen=True, omit_defaults=True):
-    """A context: window and used are tokens; dropped is how many messages a strategy took out."""
+    """A context: window and used are tokens.
+
+    pinned is how many messages stay whatever happens (the system prompt, pins), dropped how many a
+    strategy took out so far, in so many compactions.
+    """
 
     aid: int
     context: str
@@ -492,7 +503,7 @@ class GetContext(Call, frozen=True, kw_only=True):
 
 
 class ExpContext(Call, frozen=True, kw_only=True):
-    """Give a process's contexts a window of so many tokens, up to the model's; None: the most."""
+    """Give a context a window of so many tokens, up to the model's; None: the most."""
 
     reply = ContextReport
     aid: int | None = None
@@ -523,7 +534,8 @@ class CompactContext(Call, frozen=True, kw_only=True):
     """Make a context shorter now, to at most tokens (None: half its window), by a strategy.
 
     drop takes turns out of the middle; summarise has the model put them in its own words; page
-    moves them to memory and leaves a pointer that mem_read reads back; fail never shortens.
+    moves them to memory and leaves a pointer that mem_read reads back; fail never shortens. model
+    says whose tokens are counted, and who summarises.
     """
 
     reply = ContextReport
@@ -531,6 +543,7 @@ class CompactContext(Call, frozen=True, kw_only=True):
     context: str = "main"
     strategy: Strategy | None = None
     tokens: int | None = None
+    model: str | None = None
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -695,10 +708,11 @@ class Embedding(Reply, frozen=True):
 
 
 class Embed(Call, frozen=True, kw_only=True):
-    """Texts as vectors of the local embedder."""
+    """Texts as vectors of the local embedder (model None: whatever it is)."""
 
     reply = Embedding
     texts: tuple[str, ...]
+    model: str | None = None
 
 
 # --- storage --------------------------------------------------------------------------------------
@@ -726,7 +740,7 @@ class StoredFile(Reply, frozen=True, omit_defaults=True):
     bytes: int
     offset: int = 0
     text: str | None = None
-    content: bytes = b""
+    content: Data = b""
 
 
 class StoredVersion(Reply, frozen=True, omit_defaults=True):
@@ -1039,21 +1053,26 @@ class ToolReturn(Call, frozen=True, kw_only=True):
 # --- the outside world, once ----------------------------------------------------------------------
 
 
-class Recorded(Reply, frozen=True):
+class Recorded(Reply, frozen=True, omit_defaults=True):
+    """known is unset where a life looked for what an earlier one kept, and it had kept nothing."""
+
     value: Any
+    known: bool = True
 
 
 class Record(Call, frozen=True, kw_only=True):
     """Keep what a program read outside (time, chance, a step's result) under the call's path.
 
     The reply is the value to go on with: a restarted life gets the one that its first life kept.
-    key says what was read (``random``'s kind, a step's name); value is JSON data.
+    key says what was read (``random``'s kind, a step's name); value is JSON data. With recall
+    nothing is kept: the reply is what an earlier life kept under this path, if it did.
     """
 
     reply = Recorded
     kind: Literal["now", "random", "step"]
     key: str = ""
     value: Any = None
+    recall: bool = False
 
 
 # --- the machine itself ---------------------------------------------------------------------------

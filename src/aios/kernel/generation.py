@@ -7,18 +7,18 @@ dies the tokens made so far are admitted again, and the same bits follow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from aios.abi import events as ev
+from aios.abi import wire
 from aios.abi.calls import Generation
 from aios.abi.messages import Delta, Message, TokenLogprob, ToolUse, Usage
 from aios.errors import CoreFailed, InvalidCall, StoreFailed
 from aios.kernel.process import OpenCall
-from aios.ports import Admitted, Prompt, SliceResult
+from aios.ports import Admitted, CallHistory, Prompt, SliceResult, TokensRow
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,13 +30,23 @@ LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 
+class Made(Struct, frozen=True, omit_defaults=True):
+    """What a slice added to the answer; with its tokens, all that a second life needs to go on."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolUse, ...] = ()
+    reason: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
 class Progress(Struct):
     """How far a generation is; with the core's own state, all that a snapshot needs."""
 
     prompt: Prompt
     model: str
     context: str | None
-    said: int  # how many of the prompt's messages are new to the context
     tokens: list[int]
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -51,6 +61,32 @@ class Progress(Struct):
         self.logprobs += result.logprobs
         self.tool_calls += result.tool_calls
         self.reason = result.finish_reason
+
+    def row(self, call: str, result: SliceResult) -> TokensRow:
+        """A slice as the journal keeps it, before it is added."""
+        packed = b"".join(token.to_bytes(4, "little", signed=True) for token in result.tokens)
+        made = Made(
+            result.text,
+            result.logprobs,
+            result.tool_calls,
+            result.finish_reason,
+            self.prompt_tokens,
+            self.cached_tokens,
+        )
+        return TokensRow(call, len(self.tokens), packed, wire.encode(made))
+
+    def go_on(self, history: CallHistory | None) -> None:
+        """Take over what an earlier life of the program had made."""
+        if history is None:
+            return
+        self.tokens.extend(history.tokens)
+        for detail in history.details:
+            made = wire.decode(detail, Made)
+            self.text += made.text
+            self.logprobs += made.logprobs
+            self.tool_calls += made.tool_calls
+            self.reason = made.reason
+            self.prompt_tokens, self.cached_tokens = made.prompt_tokens, made.cached_tokens
 
 
 def validate(prompt: Prompt) -> None:
@@ -123,9 +159,11 @@ async def run(
                 kernel.processes.exhausted(process)
                 continue
             lost = 0 if result.tokens else lost
+            process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
+            if result.tokens or result.finish_reason:  # in one append with the slice's end
+                kernel.trace.record(progress.row(call.id, result), *kernel.processes.spent(process))
             progress.add(result)
             kernel.processes.recheck_budgets()
-            process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
             if call.on_delta and (result.text or result.finish_reason or result.logprobs):
                 delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
                 kernel.trace.durable().add_done_callback(partial(_show, call, delta))
@@ -188,9 +226,3 @@ def _show(call: OpenCall, delta: Delta, durable: asyncio.Future[None]) -> None:
         call.end(error if isinstance(error, StoreFailed) else StoreFailed(str(error)))
     elif call.on_delta:
         call.on_delta(delta)
-
-
-def new_turns(progress: Progress, answer: Message) -> Sequence[Message]:
-    """What a finished generation adds to its context."""
-    messages = progress.prompt.messages
-    return (*messages[len(messages) - progress.said :], answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi import wire
-from aios.abi.calls import Call, Reply, SpawnAgent
+from aios.abi.calls import Call, Reply
 from aios.abi.events import Event
 from aios.abi.messages import Delta
 from aios.config import Config
@@ -32,27 +33,27 @@ from aios.errors import (
     StoreFailed,
     TimedOut,
 )
-from aios.kernel import access
+from aios.kernel import access, kept, recovery, replay
 from aios.kernel.generation import LOST_IN_A_ROW
 from aios.kernel.keys import Keys
 from aios.kernel.process import OpenCall, Process
-from aios.kernel.processes import STOPPED, Processes
+from aios.kernel.processes import Processes
 from aios.kernel.scheduler import Scheduler
 from aios.kernel.table import SYSTEM_CALLS, Entry
 from aios.kernel.trace import Trace
 from aios.ports import (
     CallEnd,
-    CallRow,
+    CallHistory,
     Clock,
     Cores,
     Files,
     GrantRow,
     Image,
     Journal,
+    MarkRow,
     Memory,
     Programs,
     SnapshotRow,
-    Started,
     Vault,
 )
 
@@ -89,10 +90,12 @@ class Kernel:
         self.processes = Processes(self, image.last_pid)
         self.grants = access.Grants(image.grants)
         self.keys = Keys(self, image.keys)
+        self.marks: dict[str, MarkRow] = {row.id: row for row in image.marks}
         self.snapshots: dict[str, SnapshotRow] = {row.id: row for row in image.snapshots}
         self.schedulers: dict[str, Scheduler] = {}
         self.policy, self.quantum = config.scheduler.policy, config.scheduler.quantum
         self._opening: dict[str, asyncio.Future[Scheduler]] = {}
+        self.boot = secrets.token_hex(8)  # differs in every start: a client sees that it is another
         self._last_call = image.last_call
         self._began = clock.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,20 +106,10 @@ class Kernel:
         return f"<kernel: {len(self.processes)} processes, {self.policy}>"
 
     async def start(self) -> None:
-        """End what a dead kernel left behind; after this the door is open."""
+        """Put back what a dead kernel left; after this the door is open, and programs come back."""
         image, self._image = self._image, None
         assert image is not None
-        for row in image.processes:
-            if row.os_pid is not None and row.os_started is not None and row.state != "zombie":
-                await self.programs.end_survivor(Started(row.os_pid, row.os_started))
-        now = self.clock.now()
-        for call in image.open_calls:
-            end = CallEnd(call.id, "cancelled", now, None, STOPPED)
-            self.trace.emit(
-                ev.CallCancelled, call.pid, end, call=call.id, name=call.name, reason=STOPPED
-            )
-        for row in image.processes:
-            self.processes.restore(row, now)
+        programs = recovery.restore(self, image)
         user = f"user:{self.user}"
         rights = [
             self.grants.add(GrantRow(user, access.ANY, user)),
@@ -124,6 +117,7 @@ class Kernel:
         ]
         self.trace.emit(ev.KernelStarted, 0, *rights, version=VERSION)
         await self.trace.durable()
+        self.spawn_task(recovery.resume(self, programs))
 
     # --- the door ---------------------------------------------------------------------------------
 
@@ -141,20 +135,18 @@ class Kernel:
         entry = SYSTEM_CALLS.get(type(call))
         if entry is None:
             raise InvalidCall(f"{type(call).__name__} is not a system call.")
-        if type(call) is abi.Generate:
-            call = _drawn(call)
-        task = asyncio.current_task()
-        assert task is not None
-        self._last_call += 1
-        name = abi.name_of(call)
-        open_call = OpenCall(
-            f"c{self._last_call}", name, caller, call, self.clock.now(), task, on_delta
-        )
-        row = CallRow(open_call.id, pid, name, open_call.started, _kept(call))
-        caller.calls[open_call.id] = open_call
-        open_call.is_silent = entry.looks and caller.parent is None
-        if not open_call.is_silent:
-            self.trace.emit(ev.CallStarted, pid, row, call=open_call.id, name=name)
+        if caller.heard is not None:
+            caller.heard.set()
+            caller.heard = None
+        if caller.looking is not None:
+            await asyncio.shield(caller.looking)
+        history = None
+        if caller.replay is not None and entry.replayed:
+            reply, history = await replay.recall(self, caller, entry, call, on_delta)
+            if reply is not None:
+                return reply
+        open_call = self._open_call(caller, call, on_delta, entry, history)
+        call, name = open_call.call, open_call.name
         if caller.state == "new":
             self.processes.go_live(caller)
         watchdog = None
@@ -179,10 +171,12 @@ class Kernel:
                 watchdog = self.spawn_task(self._time_out(open_call, call.timeout_s))
             if entry.waits and caller.state == "suspended":
                 await self.blocked(open_call)
-            if entry.charged:
+            if entry.charged and history is None:
                 while not caller.budget.spend_call():
                     self.processes.exhausted(caller)
                     await self.blocked(open_call)
+                if caller.left().calls is not None:
+                    self.trace.record(*self.processes.spent(caller))
             if entry.effect == "once" and entry.charged:
                 await self.trace.durable()  # the intent, before the effect
             reply = await entry.handler(self, open_call, target, call)
@@ -193,7 +187,7 @@ class Kernel:
                 self._cancelled(open_call, "its caller went away")
                 raise
             failed = self._failed(open_call, open_call.verdict)
-            if task.uncancel():  # its caller went away as well
+            if open_call.task.uncancel():  # its caller went away as well
                 raise
             raise failed from None
         except BaseException as error:
@@ -205,6 +199,40 @@ class Kernel:
             if watchdog is not None:
                 watchdog.cancel()
 
+    def next_call(self) -> int:
+        """A number for a call, which no other has had."""
+        self._last_call += 1
+        return self._last_call
+
+    def _open_call(
+        self,
+        caller: Process,
+        call: Call,
+        on_delta: Callable[[Delta], None] | None,
+        entry: Entry,
+        history: CallHistory | None,
+    ) -> OpenCall:
+        """Begin a call in the trace, or go on with one that an earlier life began."""
+        task = asyncio.current_task()
+        assert task is not None
+        name, now = abi.name_of(call), self.clock.now()
+        if history is None:
+            call = _drawn(call) if type(call) is abi.Generate else call
+            open_call = OpenCall(f"c{self.next_call()}", name, caller, call, now, task, on_delta)
+            open_call.is_silent = entry.looks and caller.parent is None
+            if not open_call.is_silent:
+                row = kept.row(open_call.id, caller.pid, name, now, call)
+                self.trace.emit(ev.CallStarted, caller.pid, row, call=open_call.id, name=name)
+        else:
+            id, began = history.start.id, history.start.started_at
+            call = _as_drawn(call, history) if type(call) is abi.Generate else call
+            open_call = OpenCall(id, name, caller, call, began, task, on_delta)
+            open_call.made = history
+            caller.pending.pop(id, None)
+            self.trace.emit(ev.CallResumed, caller.pid, call=id, name=name)
+        caller.calls[open_call.id] = open_call
+        return open_call
+
     async def _done(self, call: OpenCall, reply: Reply, entry: Entry) -> Reply:
         """End a call that has its reply: its effects and its end are durable together."""
         process = call.process
@@ -212,7 +240,7 @@ class Kernel:
         call.move("done")  # from here on nothing ends it any more
         if call.is_silent:
             return reply
-        end = CallEnd(call.id, "done", self.clock.now(), _kept(reply))
+        end = CallEnd(call.id, "done", self.clock.now(), wire.encode(kept.kept(reply)))
         usage = reply.usage if isinstance(reply, abi.Generation) else None
         self.trace.emit(
             ev.CallCompleted,
@@ -248,12 +276,12 @@ class Kernel:
         """End a call in the trace: failed, or cancelled when the error says so."""
         call.process.calls.pop(call.id, None)
         if isinstance(error, Cancelled):
-            self._cancelled(call, error.message)
+            self._cancelled(call, error.message, error.code)
             return error
         call.move("failed")
         if call.is_silent:
             return error
-        end = CallEnd(call.id, "failed", self.clock.now(), None, error.message)
+        end = CallEnd(call.id, "failed", self.clock.now(), None, error.message, error.code)
         self.trace.emit(
             ev.CallFailed,
             call.process.pid,
@@ -265,12 +293,12 @@ class Kernel:
         )
         return error
 
-    def _cancelled(self, call: OpenCall, reason: str) -> None:
+    def _cancelled(self, call: OpenCall, reason: str, code: str | None = None) -> None:
         call.process.calls.pop(call.id, None)
         call.move("cancelled")
         if call.is_silent:
             return
-        end = CallEnd(call.id, "cancelled", self.clock.now(), None, reason)
+        end = CallEnd(call.id, "cancelled", self.clock.now(), None, reason, code)
         self.trace.emit(
             ev.CallCancelled, call.process.pid, end, call=call.id, name=call.name, reason=reason
         )
@@ -413,6 +441,7 @@ class Kernel:
                 cores[name]["error"] = error.message
         return {
             "version": VERSION,
+            "boot": self.boot,
             "uptime_s": round(self.clock.monotonic() - self._began, 3),
             "policy": self.policy,
             "quantum": self.quantum,
@@ -485,15 +514,11 @@ def _drawn(call: abi.Generate) -> abi.Generate:
     """With a seed, chosen before the call is journaled: a recompute must draw the same."""
     if call.sampling.seed is not None:
         return call
-    sampling = msgspec.structs.replace(call.sampling, seed=random.getrandbits(31))
+    sampling = msgspec.structs.replace(call.sampling, seed=random.getrandbits(31), drawn=True)
     return msgspec.structs.replace(call, sampling=sampling)
 
 
-def _kept(value: Call | Reply) -> bytes:
-    """A call or reply as the journal keeps it: without keys and environments."""
-    match value:
-        case SpawnAgent():
-            value = msgspec.structs.replace(value, env={})
-        case abi.Spawned() | abi.NewKey():
-            value = msgspec.structs.replace(value, key="")
-    return wire.encode(value)
+def _as_drawn(call: abi.Generate, history: CallHistory) -> abi.Generate:
+    """With the seed that was drawn when an earlier life began the call."""
+    first = wire.decode(history.start.request, abi.Generate)
+    return msgspec.structs.replace(call, sampling=first.sampling)

@@ -13,7 +13,7 @@ from aios.abi.calls import KeyInfo, SpawnAgent
 from aios.errors import Unauthenticated
 from aios.kernel import access
 from aios.kernel.process import Process
-from aios.ports import KeyRow
+from aios.ports import KeyGone, KeyRow
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -24,8 +24,7 @@ class Keys:
 
     def __init__(self, kernel: Kernel, rows: Iterable[KeyRow]) -> None:
         self._kernel = kernel
-        # a process's key ends with its process, and all of a dead kernel's processes have ended
-        self.table = {row.hash: row for row in rows if row.info.aid is None}
+        self.table = {row.hash: row for row in rows if row.info.revoked_at is None}
         self._logins: dict[tuple[str, str | None], int] = {}
 
     def __iter__(self) -> Iterator[KeyRow]:
@@ -77,6 +76,30 @@ class Keys:
         )
         self._kernel.trace.emit(ev.KeyRevoked, by, KeyRow(info, hash), key=info.id)
 
+    def renew(self, process: Process) -> str:
+        """A new key for a process whose program starts again; the old one is forgotten."""
+        if row := self.table.pop(process.key_id or "", None):
+            self._kernel.trace.record(KeyGone(row.info.id))
+        return self.issue(process.user, f"process {process.pid}", process).key
+
+    def restore(self, process: Process) -> None:
+        """A process of a dead kernel has the key that it had, and a login its place."""
+        for row in self.table.values():
+            if row.info.aid == process.pid:
+                process.key_id = row.hash
+        if process.parent is None and process.state != "zombie":
+            session = process.program.removeprefix("login").strip() or None
+            self._logins[process.user, session] = process.pid
+
+    def login(self, user: str, session: str | None = None) -> Process:
+        """A user's login process, made if there is none."""
+        login = self.login_of(user, session)
+        if login is None:
+            program = "login" if session is None else f"login {session}"[:80]
+            login = self._kernel.processes.create(user, None, SpawnAgent(program=program))
+            self._logins[user, session] = login.pid
+        return login
+
     def revoke_of(self, process: Process) -> None:
         if process.key_id in self.table:
             self.revoke(process.key_id, process.pid)
@@ -100,10 +123,4 @@ class Keys:
             )
         if row.info.aid is not None:
             return row.info.aid
-        where = (row.info.user, session)
-        login = self.login_of(row.info.user, session)
-        if login is None:
-            program = "login" if session is None else f"login {session}"[:80]
-            login = self._kernel.processes.create(row.info.user, None, SpawnAgent(program=program))
-            self._logins[where] = login.pid
-        return login.pid
+        return self.login(row.info.user, session).pid

@@ -25,10 +25,11 @@ from aios.abi.messages import Delta, ToolSpec, Usage
 from aios.errors import AiosError, KernelBug
 from aios.kernel.budget import Budget
 from aios.kernel.context import Context
-from aios.ports import Record, Started
+from aios.ports import CallHistory, Record, Started
 
 if TYPE_CHECKING:
     from aios.kernel.generation import Progress
+    from aios.kernel.replay import Replay, Unknown
     from aios.kernel.scheduler import Ticket
 
 PROCESS_MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -57,6 +58,7 @@ class OpenCall:
         "effects",
         "id",
         "is_silent",
+        "made",
         "name",
         "on_delta",
         "process",
@@ -86,6 +88,7 @@ class OpenCall:
         self.ticket: Ticket | None = None
         self.progress: Progress | None = None
         self.verdict: AiosError | None = None  # why the kernel ended it, if it did
+        self.made: CallHistory | None = None  # by an earlier life of its program
         self.effects: list[Record] = []  # journaled in the transaction that ends the call
         self.undo: list[Callable[[], None]] = []  # what to take back in RAM if that fails
 
@@ -110,7 +113,9 @@ class Process:
     __slots__ = (
         "_running",
         "argv",
+        "awaits_launch",
         "budget",
+        "by",
         "calls",
         "children",
         "contexts",
@@ -118,9 +123,13 @@ class Process:
         "ended",
         "exit_reason",
         "exit_status",
+        "heard",
         "invocations",
         "keeper",
         "key_id",
+        "lives",
+        "looking",
+        "mail_number",
         "mail_size",
         "mailbox",
         "model",
@@ -128,12 +137,14 @@ class Process:
         "on_exhausted",
         "os",
         "parent",
+        "pending",
         "pending_tools",
         "pid",
         "priority",
         "program",
         "reasons",
         "received",
+        "replay",
         "restarts",
         "result",
         "rights",
@@ -141,9 +152,11 @@ class Process:
         "spawned",
         "started",
         "state",
+        "taken_tools",
         "task",
         "tool_waiters",
         "tools",
+        "unknown",
         "usage",
         "user",
         "waiters",
@@ -173,12 +186,22 @@ class Process:
         self.wanted = 1  # tokens that it needs to go on, when it is at the cap
         self.os: Started | None = None
         self.restarts = 0
+        self.lives = 1  # how often its program was started
+        self.by = ""  # the call that made it
+        self.heard: asyncio.Event | None = None  # for those who wait for its next call
+        self.looking: asyncio.Task[None] | None = None  # back at what it asked before a crash
+        self.awaits_launch = False  # its program is to be started again
+        self.replay: Replay | None = None  # what its earlier lives asked
+        self.pending: dict[str, str] = {}  # begun by an earlier life and not ended: id -> name
+        self.unknown: dict[str, Unknown] = {}  # of these, what has to be settled
+        self.taken_tools: set[str] = set()  # tool calls that its living program works on already
         self.started: float | None = None
         self.ended: float | None = None
         self.exit_status: int | None = None
         self.exit_reason = ""
         self.result: str | None = None
-        self.mailbox: deque[Mail] = deque()
+        self.mailbox: deque[tuple[int, Mail]] = deque()  # with its number in the mailbox
+        self.mail_number = 0
         self.mail_size = 0
         self.seen_mail: dict[tuple[int, str], None] = {}  # (sender, id), the newest last
         self.received: deque[asyncio.Future[None]] = deque()  # those who wait for mail
@@ -218,6 +241,8 @@ class Process:
         """What a person would say: derived from the state and the open calls."""
         if self.state != "live":
             return self.state
+        if self.awaits_launch:
+            return "restarting"
         states = {call.state for call in self.calls.values() if call.name != "tool_next"}
         tickets = [call.ticket for call in self.calls.values() if call.ticket]
         if any(ticket.is_running for ticket in tickets):
@@ -248,6 +273,12 @@ class Process:
                     running_s=ticket.ran_s,
                 )
         return usage
+
+    def put_mail(self, number: int, mail: Mail, size: int) -> None:
+        """Put a message into its mailbox, in the order of the numbers."""
+        self.mailbox.append((number, mail))
+        self.mail_size += size
+        self.mail_number = max(self.mail_number, number)
 
     def subtree(self) -> Iterator[Process]:
         """It and its descendants, children first."""

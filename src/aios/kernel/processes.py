@@ -7,7 +7,7 @@ is told here, so that no caller can forget one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from aios.abi import events as ev
 from aios.abi import wire
-from aios.abi.calls import Reason, SpawnAgent, Status
+from aios.abi.calls import CALLS, Call, Limits, Mail, Reason, SpawnAgent, Spawned, Status
 from aios.abi.messages import Usage
 from aios.errors import (
     AiosError,
@@ -25,9 +25,24 @@ from aios.errors import (
     Killed,
     QueueFull,
 )
-from aios.kernel import access
+from aios.kernel import access, replay
+from aios.kernel.context import Context
 from aios.kernel.process import Process
-from aios.ports import Forget, GrantRow, ProcessRow
+from aios.kernel.replay import Replay, Unknown
+from aios.kernel.table import SYSTEM_CALLS
+from aios.ports import (
+    EVERY_CALL,
+    CallEnd,
+    CallFilter,
+    CallHistory,
+    EnvRow,
+    Forget,
+    GrantRow,
+    MarkRow,
+    ProcessRow,
+    Rewind,
+    SpentRow,
+)
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -37,7 +52,7 @@ MAX_AID = 2**31 - 1  # numbers go on after the highest one, and a journal's end 
 RESTARTS = 3  # of a program that asks for restart on-crash
 
 
-class Kept(Struct):
+class Kept(Struct, omit_defaults=True):
     """What the journal keeps of a process beside its columns; never its environment."""
 
     spawned: SpawnAgent
@@ -45,6 +60,12 @@ class Kept(Struct):
     started: float | None
     result: str | None
     exit_reason: str
+    note: str = ""
+    model: str | None = None
+    rights: tuple[str, ...] | None = None
+    lives: int = 1
+    restarts: int = 0
+    by: str = ""
 
 
 class Processes:
@@ -75,8 +96,13 @@ class Processes:
             raise access.no_process(pid)
         return process
 
-    def create(self, user: str, parent: Process | None, spawned: SpawnAgent) -> Process:
-        """A NEW process with its grant; QueueFull or InvalidCall where a limit says no."""
+    def create(
+        self, user: str, parent: Process | None, spawned: SpawnAgent, by: str = ""
+    ) -> Process:
+        """A NEW process with its grant; QueueFull or InvalidCall where a limit says no.
+
+        by is the call that makes it: after a crash it tells that the call had its effect.
+        """
         limits = self._kernel.config.kernel
         if parent is not None and parent.parent is not None:  # a login may have any number
             living = sum(1 for child in parent.children.values() if child.state != "zombie")
@@ -96,6 +122,7 @@ class Processes:
                 )
         self._last_pid += 1
         process = Process(self._last_pid, user, parent, spawned, self._kernel.clock.now())
+        process.by = by
         if parent is not None:
             process.priority = parent.priority if spawned.priority is None else spawned.priority
             process.rights = parent.rights
@@ -117,35 +144,25 @@ class Processes:
         )
         return process
 
-    def restore(self, row: ProcessRow, now: float) -> None:
-        """What a dead kernel left: a zombie that can still be asked about; logins are forgotten."""
+    def put(self, row: ProcessRow) -> Process:
+        """A process as a dead kernel left it; who its parent is, is told by ``link``."""
         kept = wire.decode(row.detail, Kept)
-        trace = self._kernel.trace
-        if row.parent is None:
-            if row.state == "zombie":
-                trace.record(Forget(row.pid))
-            else:
-                trace.emit(
-                    ev.ProcessEnded, row.pid, Forget(row.pid), exit_status=-1, reason=STOPPED
-                )
-            return
         process = Process(row.pid, row.user, None, kept.spawned, row.created_at)
+        process.state, process.reasons = row.state, set(row.reasons)
         process.priority, process.usage, process.result = row.priority, kept.usage, kept.result
-        process.started, process.exit_reason = kept.started, kept.exit_reason or STOPPED
-        process.exit_status = -1 if row.exit_status is None else row.exit_status
-        process.ended = row.ended_at or now
-        process.state = "zombie"
+        process.started, process.ended = kept.started, row.ended_at
+        process.exit_status, process.exit_reason = row.exit_status, kept.exit_reason
+        process.note, process.model = kept.note, kept.model
+        process.rights = None if kept.rights is None else frozenset(kept.rights)
+        process.lives, process.restarts, process.by = kept.lives, kept.restarts, kept.by
         self.table[row.pid] = process
-        if row.state != "zombie":
-            trace.emit(
-                ev.ProcessEnded,
-                row.pid,
-                # who made it has ended too, but without a parent it would be taken for a login
-                msgspec.structs.replace(self.row(process), parent=row.parent),
-                exit_status=process.exit_status,
-                reason=process.exit_reason,
-            )
-        self._keep(process, self._reap_later(process))
+        return process
+
+    def link(self, child: Process, parent: Process) -> None:
+        """Make *parent* the parent of a process that has none; it pays with the parent's budget."""
+        child.parent = parent
+        child.budget.above = parent.budget
+        parent.children[child.pid] = child
 
     def row(self, process: Process) -> ProcessRow:
         return ProcessRow(
@@ -168,6 +185,12 @@ class Processes:
                     process.started,
                     process.result,
                     process.exit_reason,
+                    process.note,
+                    process.model,
+                    None if process.rights is None else tuple(sorted(process.rights)),
+                    process.lives,
+                    process.restarts,
+                    process.by,
                 )
             ),
         )
@@ -175,7 +198,7 @@ class Processes:
     def status(self, process: Process) -> Status:
         calls = tuple(
             f"{c.id} {c.name} {c.state}" for c in process.calls.values() if c.name != "get_status"
-        )
+        ) + tuple(f"{u.id} {u.name} unknown" for u in process.unknown.values())
         return Status(
             aid=process.pid,
             user=process.user,
@@ -202,6 +225,7 @@ class Processes:
             created_at=process.created,
             started_at=process.started,
             ended_at=process.ended,
+            lives=process.lives,
         )
 
     def go_live(self, process: Process) -> None:
@@ -218,17 +242,212 @@ class Processes:
 
     async def launch(self, process: Process, key: str) -> None:
         """Start a process's program; InvalidCall if it cannot be started (the process ends)."""
-        spawned = process.spawned
-        env = {**(spawned.env or self._kernel.base_env), **self._environment(process, key)}
         try:
-            await self._start(process, env)
+            await self._start(process, process.spawned.env, key)
         except AiosError as error:
             self.ended(process, 127, error.message)
             raise
-        self._kernel.spawn_task(self._watch(process, key))
+        self._kernel.spawn_task(self._watch(process))
 
-    async def _start(self, process: Process, env: dict[str, str]) -> None:
+    async def relaunch(self, process: Process) -> None:
+        """Start its program again: a next life, which replays the earlier ones.
+
+        A process with calls that have to be settled first stays suspended.
+        """
+        kernel = self._kernel
+        await kernel.trace.durable()
+        if await self.look_back(process):
+            return
+        process.awaits_launch = False
+        process.lives += 1
+        process.exit_status, process.exit_reason, process.result = None, "", None
+        sealed = await kernel.journal.environment(process.pid)
+        try:
+            given = kernel.vault.open(process.user, sealed) if sealed else b"{}"
+            kernel.trace.emit(
+                ev.ProcessRestarted, process.pid, self.row(process), life=process.lives
+            )
+            key = kernel.keys.renew(process)
+            await self._start(process, wire.decode(given, dict[str, str]), key)
+        except AiosError as error:
+            self.ended(process, 127, error.message)
+            return
+        kernel.spawn_task(self._watch(process))
+
+    def go_on(self, process: Process) -> None:
+        """A process of a dead kernel is watched again; ``resume`` starts its program, if any."""
+        kernel = self._kernel
+        if process.state == "zombie":
+            self._keep(process, self._reap_later(process))
+            return
+        if process.state != "new" and process.budget.seconds is not None:
+            self.count_seconds(process)
+        if process.argv:
+            return
+        if process.state != "new":
+            process.looking = kernel.spawn_task(self._look_back_once(process))
+        os_pid = process.spawned.os_pid
+        if os_pid is None:
+            self._keep(process, self._end_if_silent(process))
+        elif not self._runs_in_program(process):
+            self.tie(process, os_pid)
+
+    def _runs_in_program(self, process: Process) -> bool:
+        """Whether it is run by the Python of a program that starts again and asks for it again."""
+        above = process.parent
+        while above is not None:
+            if above.awaits_launch:
+                return True
+            above = above.parent
+        return False
+
+    async def _look_back_once(self, process: Process) -> None:
+        try:
+            await self.look_back(process)
+        finally:
+            process.looking = None
+
+    def listen(self, process: Process) -> asyncio.Event:
+        """Set at the next call that it makes, or at its end."""
+        if process.heard is None:
+            process.heard = asyncio.Event()
+        return process.heard
+
+    async def either(self, work: Coroutine[Any, Any, Any], seconds: float) -> bool:
+        """Wait for *work*, but no longer than so many seconds; whether it came to its end."""
+        working = asyncio.ensure_future(work)
+        sleeping = asyncio.ensure_future(self._kernel.clock.sleep(seconds))
+        try:
+            await asyncio.wait({working, sleeping}, return_when=asyncio.FIRST_COMPLETED)
+            return working.done()
+        finally:
+            working.cancel()
+            sleeping.cancel()
+
+    async def _end_if_silent(self, process: Process) -> None:
+        """One that somebody else runs has so long to come back after a restart."""
+        seconds = self._kernel.config.kernel.reconnect_s
+        if not await self.either(self.listen(process).wait(), seconds):
+            self.ended(process, -1, f"lost: nothing was heard of it {seconds:g} s after a restart")
+
+    def keep_environment(self, process: Process) -> None:
+        """Sealed: it may hold keys of others, and a next life needs it."""
+        if process.spawned.env:
+            sealed = self._kernel.vault.seal(process.user, wire.encode(process.spawned.env))
+            self._kernel.trace.record(EnvRow(process.pid, sealed))
+
+    async def take_up(self, child: Process, parent: Process) -> str:
+        """A second life runs this child in its own Python again; returns the child's new key."""
+        key = self._kernel.keys.renew(child)
+        if child.state != "new":
+            await self.look_back(child)
+        if parent.os is not None and child.spawned.os_pid is not None:
+            self.tie(child, parent.os.os_pid)
+        return key
+
+    async def look_back(self, process: Process) -> bool:
+        """Read back what its earlier lives asked; True if there are calls to be settled first."""
+        kernel = self._kernel
+        calls = await kernel.journal.calls(process.pid, CallFilter(EVERY_CALL, void=False))
+        is_replayed = replay.is_replayed(SYSTEM_CALLS)
+        process.replay = Replay(calls, is_replayed)
+        begun = [call for call in calls if call.end is None]
+        process.pending = {call.start.id: call.start.name for call in begun}
+        for call in begun:
+            if not is_replayed(call.start.name):
+                self._end_call(process, call.start.id, call.start.name, STOPPED)
+        children = {child.by: child for child in self if child.by}
+        for call in begun:
+            if child := children.get(call.start.id):  # its effect is there, so it had its result
+                replay.settle(kernel, process, call, Spawned(child.pid))
+        for call in await replay.outcomes(kernel, process, calls):
+            process.unknown[call.start.id] = Unknown(call)
+            if "unknown_outcome" not in process.reasons:  # else it was told in a kernel before
+                kernel.trace.emit(
+                    ev.CallUnknown, process.pid, call=call.start.id, name=call.start.name
+                )
+        if process.unknown:
+            process.awaits_launch = True
+            self.suspend(process, "unknown_outcome")
+        return bool(process.unknown)
+
+    async def rewind(self, process: Process, mark: MarkRow) -> list[CallHistory]:
+        """Take a process back to a snapshot and start its program again.
+
+        Returns the calls since then that did something outside, which is not undone.
+        """
+        kernel = self._kernel
+        process.awaits_launch = bool(process.argv)  # and its program's end is not its own
+        self.leave_calls(process, f"process {process.pid} is rolled back to {mark.id}")
+        if process.os is not None:
+            await kernel.programs.kill(process.pid, kernel.config.kernel.kill_grace_s)
+            process.os = None
+        await kernel.trace.durable()
+        later = CallFilter(EVERY_CALL, after=mark.call, void=False)
+        undone = await kernel.journal.calls(process.pid, later)
+        memory = await kernel.memory.rewind(process.pid, mark.call)
+        files = await kernel.files.rewind(process.pid, mark.call)
+        rewind = Rewind(process.pid, mark.call, kernel.clock.now())
+        kernel.trace.record(rewind, *memory, *files)
+        await kernel.trace.durable()
+        process.pending.clear()
+        process.unknown.clear()
+        process.replay = None
+        kernel.marks = {
+            id: other
+            for id, other in kernel.marks.items()
+            if other.pid != process.pid or other.call <= mark.call
+        }
+        await self._reload(process, mark.call, undone)
+        if process.argv:
+            process.reasons -= {"diverged", "unknown_outcome"}
+            if process.is_suspended and not process.reasons:
+                process.move("live")
+            if not process.is_suspended:  # else it starts when it goes on
+                await self.relaunch(process)
+        return [call for call in undone if self._left_its_mark(call)]
+
+    async def _reload(self, process: Process, call: int, undone: Iterable[CallHistory]) -> None:
+        """Contexts and mailbox as they were after call number *call*."""
+        settings = {name: context.setting for name, context in process.contexts.items()}
+        rows = await self._kernel.journal.context_at(process.pid, call)
+        process.contexts.clear()
+        for name in dict.fromkeys(row.context for row in rows):
+            own = [row for row in rows if row.context == name]
+            process.contexts[name] = context = Context.from_rows(name, own)
+            context.setting = settings.get(name, context.setting)
+        mail = await self._kernel.journal.mail(process.pid)
+        process.mailbox.clear()
+        process.mail_size = 0
+        for row in mail:
+            body = wire.decode(row.mail, Mail)
+            process.put_mail(row.number, body, len(wire.encode(body.body)))
+
+    def _left_its_mark(self, call: CallHistory) -> bool:
+        """Whether it did something outside that no rollback takes back."""
+        entry = SYSTEM_CALLS.get(CALLS.get(call.start.name, Call))
+        return entry is not None and entry.effect == "once" and entry.charged
+
+    def caught_up(self, process: Process) -> None:
+        """A second life asked for something new; said once."""
+        if process.replay is not None and not process.replay.is_over:
+            process.replay.is_over = True
+            self._kernel.trace.emit(ev.ReplayEnded, process.pid, replayed=process.replay.given)
+
+    def spent(self, process: Process) -> list[SpentRow]:
+        """What it and those who pay with it have spent and have left, for the journal."""
+        rows = []
+        each: Process | None = process
+        while each is not None:
+            left = each.left()
+            if each is process or left != Limits():
+                rows.append(SpentRow(each.pid, wire.encode(each.usage), wire.encode(left)))
+            each = each.parent
+        return rows
+
+    async def _start(self, process: Process, given: dict[str, str], key: str) -> None:
         """Start its program; what happened to the process meanwhile happens to the program."""
+        env = {**(given or self._kernel.base_env), **self._environment(process, key)}
         process.os = await self._kernel.programs.start(
             process.pid, process.spawned.argv, process.spawned.cwd, env
         )
@@ -245,6 +464,7 @@ class Processes:
         env = {
             "AIOS_KEY": key,
             "AIOS_PID": str(process.pid),
+            "AIOS_LIFE": str(process.lives),
             "AIOS_TASK": process.task,
             "AIOS_PROGRAM": process.program,
             "OPENAI_API_KEY": key,
@@ -261,31 +481,28 @@ class Processes:
             env.setdefault("AIOS_URL", self._kernel.base_url)
         return env
 
-    async def _watch(self, process: Process, key: str) -> None:
+    async def _watch(self, process: Process) -> None:
         """Until its program has ended; starts it again if it asked for that."""
-        while True:
-            status = await self._kernel.programs.wait(process.pid)
-            if process.state == "zombie":
-                return
-            if status == 0 or process.spawned.restart == "never" or process.restarts >= RESTARTS:
-                break
+        life = process.lives
+        status = await self._kernel.programs.wait(process.pid)
+        if process.state == "zombie" or process.awaits_launch or process.lives != life:
+            return
+        if status and process.spawned.restart == "on-crash" and process.restarts < RESTARTS:
             process.restarts += 1
-            for call in list(process.calls.values()):
-                call.end(Cancelled("its program crashed and is started again"))
-            env = {
-                **(process.spawned.env or self._kernel.base_env),
-                **self._environment(process, key),
-            }
-            process.exit_status, process.exit_reason, process.result = None, "", None
-            try:
-                await self._start(process, env)
-            except AiosError as error:
-                self.ended(process, 127, error.message)
-                return
+            self.leave_calls(process, "its program crashed and is started again")
+            await self.relaunch(process)
+            return
         how = f"exited with status {status}" if status >= 0 else f"ended by signal {-status}"
         if process.exit_status is None:
             process.exit_status = status
         self.ended(process, status, process.exit_reason or how)
+
+    def leave_calls(self, process: Process, reason: str) -> None:
+        """Nobody waits for its open calls any more."""
+        me = asyncio.current_task()
+        for call in list(process.calls.values()):
+            if call.task is not me:
+                call.end(Cancelled(reason))
 
     def count_seconds(self, process: Process) -> None:
         """Start booking seconds against a budget that has some."""
@@ -303,6 +520,7 @@ class Processes:
             await self._kernel.clock.sleep(min(0.5, max(left, 0.001)) if left else 0.1)
             if process.state == "live":
                 process.budget.spend_seconds(self._kernel.clock.monotonic() - began)
+                self._kernel.trace.record(*self.spent(process))
                 if not process.budget.seconds:
                     self.exhausted(process, stop=True)
 
@@ -317,7 +535,7 @@ class Processes:
         process.reasons.add(reason)
         if process.state == "live":
             process.move("suspended")
-            if process.os is not None:
+            if process.os is not None and not process.awaits_launch:
                 self._kernel.spawn_task(self._kernel.programs.stop(process.pid))
             for scheduler in self._kernel.schedulers.values():
                 scheduler.park(process)
@@ -334,7 +552,9 @@ class Processes:
             self.at_cap.discard(process)
         if not process.reasons:
             process.move("live")
-            if process.os is not None:
+            if process.awaits_launch:
+                self._kernel.spawn_task(self.relaunch(process))
+            elif process.os is not None:
                 self._kernel.spawn_task(self._kernel.programs.cont(process.pid))
             for scheduler in self._kernel.schedulers.values():
                 scheduler.wake(process)
@@ -400,20 +620,27 @@ class Processes:
         self.at_cap.discard(process)
         process.move("zombie")
         me = asyncio.current_task()
+        over = Killed(f"process {process.pid} has ended: {reason}.")
         for call in list(process.calls.values()):
             if call.task is not me:
-                call.end(Killed(f"process {process.pid} has ended: {reason}."))
+                call.end(over)
+        self._end_pending(process, over)
+        if process.heard is not None:
+            process.heard.set()
         process.mailbox.clear()
         process.seen_mail.clear()
         process.contexts.clear()
         process.tools.clear()
         self._kernel.grants.drop(f"pid:{process.pid}")
         self._kernel.keys.revoke_of(process)
+        self._end_children_in_it(process)
         self._hand_over_children(process)
         self._kernel.trace.emit(
             ev.ProcessEnded,
             process.pid,
             self.row(process),
+            *self._kernel.memory.ended(process.pid),
+            *self._kernel.files.ended(process.pid),
             exit_status=process.exit_status,
             reason=process.exit_reason,
         )
@@ -422,6 +649,23 @@ class Processes:
                 waiter.set_result(None)
         process.waiters.clear()
         self._keep(process, self._reap_later(process))
+
+    def _end_pending(self, process: Process, over: AiosError) -> None:
+        """What an earlier life had begun and no later one came back to ends with the process."""
+        for unknown in process.unknown.values():
+            unknown.answer(over)
+        process.unknown.clear()
+        for call, name in list(process.pending.items()):
+            self._end_call(process, call, name, over.message)
+        process.replay = None
+
+    def _end_call(self, process: Process, call: str, name: str, reason: str) -> None:
+        """End a call of a dead life that none comes back to."""
+        del process.pending[call]
+        end = CallEnd(call, "cancelled", self._kernel.clock.now(), None, reason)
+        self._kernel.trace.emit(
+            ev.CallCancelled, process.pid, end, call=call, name=name, reason=reason
+        )
 
     def _keep(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
         """What waits on a process: for the OS process that it is tied to, then to forget it."""
@@ -433,6 +677,13 @@ class Processes:
         """Let a process end with the OS process in which its caller runs it."""
         self._keep(process, self._watch_owner(process, os_pid))
 
+    def _end_children_in_it(self, process: Process) -> None:
+        """Those that its program ran in its own Python, and did not ask for again in this life."""
+        for child in list(process.children.values()):
+            is_untied = child.keeper is None and child.spawned.os_pid is not None
+            if child.state != "zombie" and not child.argv and is_untied:
+                self.ended(child, -1, "lost: the Python that ran it has ended")
+
     def _hand_over_children(self, process: Process) -> None:
         heir = process.parent if process.parent and process.parent.state != "zombie" else None
         login = self._kernel.keys.login_of(process.user)
@@ -443,6 +694,7 @@ class Processes:
                 del process.children[child.pid]
                 child.parent = heir
                 heir.children[child.pid] = child
+                self._kernel.trace.record(self.row(child))
 
     async def _reap_later(self, process: Process) -> None:
         over = (process.ended or 0.0) + self._kernel.config.kernel.zombie_s
@@ -458,7 +710,12 @@ class Processes:
             process.parent.children.pop(process.pid, None)
         if process.keeper is not None and process.keeper is not asyncio.current_task():
             process.keeper.cancel()
-        self._kernel.trace.emit(ev.ProcessReaped, process.pid, Forget(process.pid))
+        self._kernel.trace.emit(
+            ev.ProcessReaped,
+            process.pid,
+            Forget(process.pid),
+            *self._kernel.files.forgotten(process.pid),
+        )
 
     def renumber(self, process: Process, aid: int) -> None:
         if process.state != "new":

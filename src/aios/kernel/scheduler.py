@@ -25,7 +25,7 @@ from aios.kernel.context import to_page_out
 from aios.kernel.policies import POLICIES, Rank, check
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.trace import Trace
-from aios.ports import Clock, Core, Slice, SliceResult, TokensRow
+from aios.ports import Clock, Core, Slice, SliceResult
 
 
 class Ticket:
@@ -128,7 +128,7 @@ class Scheduler:
         return ticket
 
     async def run(self, ticket: Ticket) -> SliceResult | None:
-        """Wait for a slice and run it: its result, journaled soon.
+        """Wait for a slice and run it: its result, which the caller journals before it awaits.
 
         None when the budget allows no token. CoreFailed when the core died.
         """
@@ -159,14 +159,9 @@ class Scheduler:
             ticket.ran_s += self._clock.monotonic() - started
             ticket.cells = result.cells
             ticket.residency = "cells"
-            records: tuple[TokensRow, ...] = ()
-            if result.tokens:
-                packed = b"".join(t.to_bytes(4, "little", signed=True) for t in result.tokens)
-                records = (TokensRow(call, ticket.slices, packed),)
             self._trace.emit(
                 ev.SliceEnded,
                 pid,
-                *records,
                 call=call,
                 core=self.name,
                 prefilled=result.prefilled,

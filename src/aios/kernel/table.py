@@ -5,6 +5,7 @@ twice). target: whose resource it touches: ``self``, ``aid`` (a process, the cal
 ``machine``. waits: a suspended process's call waits until it goes on (all but those that end what
 was begun). charged: it counts against a budget of calls. looks: it only looks; what a person looks
 at leaves no trace (``top`` would fill the journal), what a program reads is kept for its replay.
+replayed: a second life is given its recorded reply; recall: what is done to such a reply first.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aios.abi import calls as abi
 from aios.abi.messages import Effect
-from aios.kernel.calls import access, agent, context, machine, tools
+from aios.kernel.calls import access, agent, context, lives, machine, secrets, tools
 from aios.kernel.process import OpenCall, Process
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 Handler = Callable[["Kernel", OpenCall, Process, Any], Awaitable[abi.Reply]]
+Recall = Callable[["Kernel", Process, Any, Any], Awaitable[abi.Reply]]
 Target = Literal["self", "aid", "machine"]
 
 
@@ -31,6 +33,8 @@ class Entry(NamedTuple):
     waits: bool = True
     charged: bool = False
     looks: bool = False
+    replayed: bool = True
+    recall: Recall | None = None
 
 
 SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
@@ -43,12 +47,20 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.SetPriority: Entry(agent.sys_set_priority, "aid", "idempotent"),
     abi.SuspendAgent: Entry(agent.sys_suspend_agent, "aid", "idempotent"),
     abi.ResumeAgent: Entry(agent.sys_resume_agent, "aid", "idempotent"),
-    abi.SpawnAgent: Entry(agent.sys_spawn_agent, "self", "once", charged=True),
-    abi.ExitAgent: Entry(agent.sys_exit_agent, "self", "once", waits=False),
+    abi.SpawnAgent: Entry(
+        agent.sys_spawn_agent, "self", "once", charged=True, recall=lives.keyed_again
+    ),
+    abi.ExitAgent: Entry(agent.sys_exit_agent, "self", "once", waits=False, replayed=False),
     abi.KillAgent: Entry(agent.sys_kill_agent, "aid", "idempotent"),
     abi.WaitAgent: Entry(agent.sys_wait_agent, "aid", "none"),
     abi.ListAgents: Entry(agent.sys_list_agents, "self", "none", looks=True),
-    abi.ForkAgent: Entry(agent.sys_fork_agent, "aid", "once", charged=True),
+    abi.ForkAgent: Entry(
+        lives.sys_fork_agent, "aid", "once", charged=True, recall=lives.keyed_again
+    ),
+    abi.SnapshotAgent: Entry(lives.sys_snapshot_agent, "aid", "idempotent"),
+    abi.ListSnapshots: Entry(lives.sys_list_snapshots, "aid", "none", looks=True),
+    abi.RollbackAgent: Entry(lives.sys_rollback_agent, "aid", "once"),
+    abi.SettleCall: Entry(lives.sys_settle_call, "aid", "idempotent"),
     abi.SetBudget: Entry(agent.sys_set_budget, "aid", "idempotent"),
     abi.GetUsage: Entry(agent.sys_get_usage, "aid", "none", looks=True),
     abi.SendMessage: Entry(agent.sys_send_message, "self", "once", charged=True),
@@ -59,13 +71,21 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.GenSnapshot: Entry(context.sys_gen_snapshot, "aid", "idempotent"),
     abi.GenRestore: Entry(context.sys_gen_restore, "self", "idempotent", charged=True),
     abi.GetContext: Entry(context.sys_get_context, "aid", "none", looks=True),
+    abi.ExpContext: Entry(context.sys_exp_context, "aid", "idempotent"),
+    abi.ClrContext: Entry(context.sys_clr_context, "aid", "idempotent"),
+    abi.SetContext: Entry(context.sys_set_context, "aid", "idempotent"),
+    abi.CompactContext: Entry(context.sys_compact_context, "aid", "idempotent"),
     # tools
-    abi.ToolRegister: Entry(tools.sys_tool_register, "self", "idempotent"),
+    abi.ToolRegister: Entry(tools.sys_tool_register, "self", "idempotent", replayed=False),
     abi.ToolList: Entry(tools.sys_tool_list, "aid", "none", looks=True),
     abi.ToolCall: Entry(tools.sys_tool_call, "self", "once", charged=True),
-    abi.ToolNext: Entry(tools.sys_tool_next, "self", "once", waits=False),
-    abi.ToolReturn: Entry(tools.sys_tool_return, "self", "once", waits=False),
+    abi.ToolNext: Entry(tools.sys_tool_next, "self", "once", waits=False, replayed=False),
+    abi.ToolReturn: Entry(tools.sys_tool_return, "self", "once", waits=False, replayed=False),
+    # secrets
+    abi.EncryptData: Entry(secrets.sys_encrypt_data, "self", "none"),
+    abi.DecryptData: Entry(secrets.sys_decrypt_data, "self", "none", recall=secrets.opened_again),
     # what is known of a process, and the machine itself
+    abi.LogEvent: Entry(machine.sys_log_event, "self", "idempotent"),
     abi.GetTranscript: Entry(machine.sys_get_transcript, "aid", "none", looks=True),
     abi.GetLog: Entry(machine.sys_get_log, "aid", "none", looks=True),
     abi.GetScheduler: Entry(machine.sys_get_scheduler, "self", "none", looks=True),

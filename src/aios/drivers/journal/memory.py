@@ -35,6 +35,14 @@ class MemoryJournal(Questions):
         self._content = Content(self._connection)
         self._last_seq = 0
 
+    def copy(self) -> MemoryJournal:
+        """Another, as this one is now: what a kernel that dies at this moment leaves behind."""
+        other = MemoryJournal()
+        other._connection.deserialize("main", self._connection.serialize("main"))
+        other._content = Content(other._connection)
+        other._last_seq = self._last_seq
+        return other
+
     def __repr__(self) -> str:
         events, processes = (
             self._connection.execute(f"SELECT {what}").get

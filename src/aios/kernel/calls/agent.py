@@ -11,12 +11,16 @@ from aios.abi import wire
 from aios.errors import Conflict, InvalidCall, NotFound, PermissionDenied, QueueFull
 from aios.kernel import access
 from aios.kernel.process import OpenCall, Process
-from aios.ports import ContextRow
+from aios.ports import MailRow, MailTaken
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 MAX_STATUS = 2**31 - 1
+_REMEDIES = {
+    "budget": "; `aios budget set {pid} …` lets it go on.",
+    "unknown_outcome": "; `aios settle {pid} CALL --done|--retry|--fail` lets it go on.",
+}
 
 
 async def sys_get_aid(
@@ -43,6 +47,7 @@ async def sys_set_status(
 ) -> abi.Status:
     if request.note is not None:
         target.note = request.note[:200]
+        kernel.trace.record(kernel.processes.row(target))
     if request.status == "suspended":
         kernel.processes.suspend(target, "user")
     elif request.status == "running":
@@ -95,11 +100,13 @@ async def sys_resume_agent(
 
 
 def _resume(kernel: Kernel, target: Process) -> None:
+    if "diverged" in target.reasons:  # its program is told what was wrong
+        kernel.processes.resume(target, "diverged")
     if target.reasons and "user" not in target.reasons:
         why = ", ".join(sorted(target.reasons))
         raise Conflict(
             f"process {target.pid} is suspended for another reason: {why}"
-            + (f"; `aios budget set {target.pid} …` lets it go on." if why == "budget" else ".")
+            + _REMEDIES.get(why, ".").format(pid=target.pid)
         )
     kernel.processes.resume(target, "user")
 
@@ -113,21 +120,23 @@ async def sys_spawn_agent(
         _may_have(target, target, request.priority)
     if request.model is not None:
         kernel.model_for(target, request.model)
-    _check_limits(request.budget)
+    check_limits(request.budget)
     if unknown := sorted(set(request.rights or ()) - abi.CALLS.keys()):
         raise InvalidCall(f"there is no call named {unknown[0]!r} to have a right to.")
-    process = kernel.processes.create(target.user, target, request)
+    process = kernel.processes.create(target.user, target, request, call.id)
     key = kernel.keys.issue(target.user, f"process {process.pid}", process)
     if not request.argv:
         if request.os_pid is not None:
             kernel.processes.tie(process, request.os_pid)
         return abi.Spawned(process.pid, key.key)
+    kernel.processes.keep_environment(process)
     # to its end, also when the caller goes away: a program half started would be nobody's
     await asyncio.shield(kernel.spawn_task(kernel.processes.launch(process, key.key)))
     return abi.Spawned(process.pid)
 
 
-def _check_limits(budget: abi.Limits) -> None:
+def check_limits(budget: abi.Limits) -> None:
+    """InvalidCall for an amount below nothing."""
     for name in budget.__struct_fields__:
         amount = getattr(budget, name)
         if amount is not None and amount < 0:
@@ -194,38 +203,10 @@ async def sys_list_agents(
     )
 
 
-async def sys_fork_agent(
-    kernel: Kernel, call: OpenCall, target: Process, request: abi.ForkAgent
-) -> abi.Spawned:
-    _check_limits(request.budget)
-    if target.state == "zombie":
-        raise Conflict(f"process {target.pid} has ended; only a living one can be forked.")
-    spawned = abi.SpawnAgent(
-        program=target.program,
-        task=target.task,
-        budget=request.budget,
-        on_exhausted=target.on_exhausted,
-        model=target.model,
-        wrap_model=target.wrap_model,
-        note=f"fork of {target.pid}",
-    )
-    process = kernel.processes.create(target.user, target, spawned)
-    key = kernel.keys.issue(target.user, f"process {process.pid}", process)
-    for context in target.contexts.values():
-        process.contexts[context.name] = context.copy()
-        kernel.trace.record(
-            *(
-                ContextRow(process.pid, context.name, ordinal, wire.encode(message))
-                for ordinal, message in enumerate(context.messages)
-            )
-        )
-    return abi.Spawned(process.pid, key.key)
-
-
 async def sys_set_budget(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.SetBudget
 ) -> abi.UsageReport:
-    _check_limits(request.budget)
+    check_limits(request.budget)
     if target is call.process and target.parent is not None:
         raise PermissionDenied(
             f"process {target.pid} may not change its own budget; its parent or its user may."
@@ -237,7 +218,7 @@ async def sys_set_budget(
     kernel.trace.emit(
         ev.BudgetChanged,
         target.pid,
-        kernel.processes.row(target),
+        *kernel.processes.spent(target),
         tokens=left.tokens,
         seconds=left.seconds,
         calls=left.calls,
@@ -284,8 +265,8 @@ async def sys_send_message(
         receiver.seen_mail[target.pid, mail.id] = None
         if len(receiver.seen_mail) > limits.mailbox_messages:
             del receiver.seen_mail[next(iter(receiver.seen_mail))]
-    receiver.mailbox.append(mail)
-    receiver.mail_size += size
+    receiver.put_mail(receiver.mail_number + 1, mail, size)
+    call.effects.append(MailRow(receiver.pid, receiver.mail_number, wire.encode(mail)))
     for waiter in receiver.received:
         if not waiter.done():
             waiter.set_result(None)
@@ -312,10 +293,11 @@ async def sys_recv_message(
 ) -> abi.Mail:
     while True:
         await kernel.blocked(call)  # taken only by one who may have it: a caller may go away
-        for mail in target.mailbox:
+        for number, mail in target.mailbox:
             if request.sender in (None, mail.sender):
-                target.mailbox.remove(mail)
+                target.mailbox.remove((number, mail))
                 target.mail_size -= len(wire.encode(mail.body))
+                call.effects.append(MailTaken(target.pid, number))
                 return mail
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         target.received.append(waiter)
@@ -328,4 +310,5 @@ async def sys_recv_message(
 async def sys_record(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Record
 ) -> abi.Recorded:
-    return abi.Recorded(request.value)
+    # what an earlier life kept is told by its replay: to come here is to be new
+    return abi.Recorded(request.value, known=not request.recall)

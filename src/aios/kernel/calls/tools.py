@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aios.abi import calls as abi
 from aios.errors import InvalidCall, NotFound
+from aios.kernel import replay
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.schema import mismatch
 
@@ -52,8 +53,9 @@ async def sys_tool_call(
         raise InvalidCall(f"the arguments of {tool.name} do not fit its schema: {wrong}.")
     answer: asyncio.Future[tuple[str, bool]] = asyncio.get_running_loop().create_future()
     target.pending_tools[call.id] = answer
-    target.invocations.append(abi.ToolInvocation(call.id, tool.name, request.arguments))
-    _tell(target)
+    if call.id not in target.taken_tools:  # else its program works on it since before a crash
+        target.invocations.append(abi.ToolInvocation(call.id, tool.name, request.arguments))
+        _tell(target)
     try:
         content, is_error = await answer
     finally:
@@ -87,6 +89,12 @@ async def sys_tool_return(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.ToolReturn
 ) -> abi.Done:
     answer = target.pending_tools.get(request.id)
+    if answer is None and request.id in target.taken_tools:
+        history = target.replay.get(request.id) if target.replay is not None else None
+        if history is not None:  # its caller has not come back yet
+            outcome = abi.ToolAnswer(request.content, request.is_error)
+            replay.settle(kernel, target, history, outcome)
+            return abi.Done()
     if answer is None or answer.done():
         raise NotFound(f"no tool call {request.id!r} of process {target.pid} waits for an answer.")
     answer.set_result((request.content, request.is_error))

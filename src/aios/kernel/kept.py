@@ -1,0 +1,51 @@
+"""What the journal keeps of a call: without keys, environments and secrets; and how two compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from aios.abi import calls as abi
+from aios.abi import wire
+from aios.abi.calls import Call, Reply
+from aios.ports import CallRow
+
+UNCOMPARED = ("timeout_s", "path", "recall")  # fields that are not what is asked
+
+
+def kept(value: Call | Reply) -> Call | Reply:
+    """A call or a reply as it may be written down."""
+    match value:
+        case abi.SpawnAgent() if value.env:
+            return msgspec.structs.replace(value, env={})
+        case abi.Spawned() | abi.NewKey():
+            return msgspec.structs.replace(value, key="")
+        case abi.EncryptData() | abi.Opened():
+            return msgspec.structs.replace(value, data=b"")
+    return value
+
+
+def row(id: str, pid: int, name: str, started_at: float, call: Call) -> CallRow:
+    """The start of a call; what a generation says is kept once, however often it is said again."""
+    call = kept(call)  # type: ignore[assignment]
+    if isinstance(call, abi.Generate):
+        said = tuple(map(wire.encode, call.messages))
+        tools = tuple(map(wire.encode, call.tools))
+        bare = msgspec.structs.replace(call, messages=(), tools=())
+        return CallRow(id, pid, name, started_at, wire.encode(bare), said, tools)
+    return CallRow(id, pid, name, started_at, wire.encode(call))
+
+
+def canonical(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as plain data, with just what makes two of them the same."""
+    asked = {name: value for name, value in request.items() if name not in UNCOMPARED}
+    if asked.get("call") == "record":
+        asked.pop("value", None)  # what was read outside is what replay is for
+    sampling = asked.get("sampling")
+    if sampling and sampling.get("drawn"):  # the kernel drew the seed, not the program
+        left = {k: v for k, v in sampling.items() if k not in ("seed", "drawn")}
+        asked.pop("sampling")
+        if left:
+            asked["sampling"] = left
+    return asked
