@@ -660,10 +660,10 @@ class Memory(Protocol):
     ) -> tuple[Remembered, list[Record]]:
         """Conflict if the record was corrected before; NotFound if no owner has it."""
 
-    async def clear(
-        self, owners: Sequence[str], id: str | None
-    ) -> tuple[Cleared, list[Record]]:
-        """Delete a record of the owners with all that it corrected, or (None) all of theirs."""
+    async def clear(self, owners: Sequence[str], id: str) -> tuple[Cleared, list[Record]]:
+        """Delete a record of the owners with all that it corrected, for good."""
+
+    async def clear_all(self, owner: str) -> tuple[Cleared, list[Record]]: ...
 
     async def alloc(self, owner: str, user: str, size: int) -> tuple[Allotment, list[Record]]: ...
 

@@ -90,10 +90,14 @@ class Context:
 
     def append(self, pid: int, call: str, messages: Iterable[Message]) -> list[ContextRow]:
         """Put messages at its end; what to journal of that. pid is whose context it is."""
-        first = int(self.turns[-1].position) + 1 if self.turns else 0
-        new = [Turn(first + ordinal, message) for ordinal, message in enumerate(messages)]
+        new = self.after(messages)
         self.turns += new
         return self.rows(pid, call, new)
+
+    def after(self, messages: Iterable[Message]) -> list[Turn]:
+        """Messages as the turns that would come next."""
+        first = int(self.turns[-1].position) + 1 if self.turns else 0
+        return [Turn(first + ordinal, message) for ordinal, message in enumerate(messages)]
 
     def put(self, turns: Iterable[Turn]) -> None:
         """Turns to their positions, which nobody has."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from aios.abi import calls as abi
 from aios.abi import wire
 from aios.abi.messages import Message
-from aios.errors import Conflict, InvalidCall, NotFound
-from aios.kernel import generation
-from aios.kernel.context import Context
+from aios.errors import Conflict, InvalidCall, KernelBug, NotFound
+from aios.kernel import compaction, generation, retrieval, window
+from aios.kernel.compaction import Work
+from aios.kernel.context import Context, Turn
 from aios.kernel.generation import Progress
 from aios.kernel.process import OpenCall, Process
 from aios.ports import Prompt, SnapshotRow
@@ -20,31 +22,56 @@ from aios.ports import Prompt, SnapshotRow
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
+COMPACTIONS = 3  # for one generation: a second one speaks in the same context meanwhile
+SMALLEST_WINDOW = 16  # tokens: a few words and a few for the answer
+
 
 async def sys_generate(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Generate
 ) -> abi.Generation:
     model = kernel.model_for(target, request.model)
-    async with AsyncExitStack() as stack:
-        context = None
-        if request.context is not None:
-            context = target.contexts.setdefault(request.context, Context(request.context))
-            await stack.enter_async_context(context.lock())
-        before = context.messages if context else ()
-        prompt = Prompt(
-            messages=before + request.messages,
-            sampling=request.sampling,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            schema=request.schema,
+    generation.validate(_prompt(request, request.messages))
+    scheduler = await kernel.scheduler(model)
+    if request.context is None:
+        found = await retrieval.look_up(kernel, target, request, request.messages, scheduler)
+        prompt = _prompt(request, retrieval.put(request.messages, found))
+        return await generation.run(kernel, call, scheduler, Progress(prompt, model, None, []))
+    context = target.contexts.setdefault(request.context, Context(request.context))
+    said = (*context.messages, *request.messages)
+    found = await retrieval.look_up(kernel, target, request, said, scheduler)
+
+    def after(turns: Iterable[Turn]) -> Prompt:
+        said = (*(turn.message for turn in turns), *request.messages)
+        return _prompt(request, retrieval.put(said, found))
+
+    work = Work(kernel, call, target, context, scheduler)
+    for left in reversed(range(COMPACTIONS + 1)):
+        async with context.lock():
+            fitting = await compaction.fit(work, after, is_last=not left)
+            if isinstance(fitting, Prompt):
+                progress = Progress(fitting, model, context.name, [])
+                answer = await generation.run(kernel, call, scheduler, progress)
+                _keep(call, context, (*request.messages, answer.message), answer.usage.tokens)
+                return answer
+        shorter = abi.CompactContext(
+            context=context.name,
+            tokens=fitting,
+            model=model,
+            # a second life finds it there, and has the same prompt
+            path=work.inner(f"compact.{context.setting.compactions}"),
         )
-        generation.validate(prompt)
-        scheduler = await kernel.scheduler(model)
-        progress = Progress(prompt, model, request.context, len(request.messages), [])
-        answer = await generation.run(kernel, call, scheduler, progress)
-        if context is not None:
-            _keep(call, context, (*request.messages, answer.message), answer.usage.tokens)
-        return answer
+        await kernel.trap(target.pid, shorter)
+    raise KernelBug(f"call {call.id} neither fitted its context nor failed")
+
+
+def _prompt(request: abi.Generate, messages: tuple[Message, ...]) -> Prompt:
+    return Prompt(
+        messages=messages,
+        sampling=request.sampling,
+        tools=request.tools,
+        tool_choice=request.tool_choice,
+        schema=request.schema,
+    )
 
 
 def _keep(call: OpenCall, context: Context, turns: Iterable[Message], tokens: int) -> None:
@@ -100,20 +127,113 @@ async def sys_gen_restore(
     return await generation.run(kernel, call, scheduler, progress, row.path)
 
 
+# --- contexts -------------------------------------------------------------------------------------
+
+
 async def sys_get_context(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GetContext
 ) -> abi.ContextReport:
-    context = target.contexts.get(request.context)
-    if context is None:
-        named = ", ".join(target.contexts) or "none yet"
-        raise NotFound(
-            f"process {target.pid} has no context named {request.context!r}; it has {named}."
+    work = await _work(kernel, call, target, _context(target, request.context))
+    used = await work.length(work.context.turns)
+    return _report(work, used, messages=request.messages)
+
+
+async def sys_exp_context(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.ExpContext
+) -> abi.ContextReport:
+    work = await _work(kernel, call, target, _context(target, request.context, make=True))
+    most = work.scheduler.core.abilities.context_tokens
+    if request.window is not None and not SMALLEST_WINDOW <= request.window <= most:
+        raise InvalidCall(
+            f"a window is {SMALLEST_WINDOW} to {most} tokens with {work.scheduler.name}, "
+            f"not {request.window}."
         )
-    scheduler = await kernel.scheduler(kernel.model_for(target, None))
+    used = await work.length(work.context.turns)
+    _set(work, window=most if request.window is None else request.window)
+    return _report(work, used)
+
+
+async def sys_clr_context(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.ClrContext
+) -> abi.ContextReport:
+    context = _context(target, request.context)
+    async with context.lock():
+        work = await _work(kernel, call, target, context)
+        stay = [turn for turn in context.turns if turn.message.pinned and not request.pins]
+        used = await work.length(stay)
+        gone = [turn for turn in context.turns if turn not in stay]
+        compaction.change(call, target, context, gone, [])
+        context.tokens = used
+        return _report(work, used)
+
+
+async def sys_set_context(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.SetContext
+) -> abi.ContextReport:
+    context = _context(target, request.context, make=True)
+    async with context.lock():
+        work = await _work(kernel, call, target, context)
+        turns = context.turns
+        if request.messages is not None:
+            turns = context.after(request.messages)
+        used = await work.length(turns)
+        if request.messages is not None:
+            compaction.change(call, target, context, context.turns, turns)
+            context.tokens = used
+        if request.strategy is not None:
+            _set(work, strategy=request.strategy)
+        return _report(work, used)
+
+
+async def sys_compact_context(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.CompactContext
+) -> abi.ContextReport:
+    context = _context(target, request.context)
+    async with context.lock():
+        work = await _work(kernel, call, target, context, request.model)
+        goal = work.window // 2 if request.tokens is None else request.tokens
+        if goal < 0:
+            raise InvalidCall(f"a context cannot be cut to {goal} tokens; give 0 or more.")
+        used = await compaction.compact(work, goal, request.strategy or work.strategy)
+        return _report(work, used)
+
+
+def _context(process: Process, name: str, *, make: bool = False) -> Context:
+    """A process's context by name; NotFound if it has none, unless one may be made."""
+    found = process.contexts.get(name)
+    if found is None and make and process.state != "zombie":
+        found = process.contexts.setdefault(name, Context(name))
+    if found is None:
+        named = ", ".join(process.contexts) or "none yet"
+        raise NotFound(f"process {process.pid} has no context named {name!r}; it has {named}.")
+    return found
+
+
+async def _work(
+    kernel: Kernel, call: OpenCall, process: Process, context: Context, model: str | None = None
+) -> Work:
+    scheduler = await kernel.scheduler(kernel.model_for(process, model))
+    return Work(kernel, call, process, context, scheduler)
+
+
+def _set(work: Work, **values: Any) -> None:
+    """Change how a context is kept within its window, durable with the call's end."""
+    context, was = work.context, work.context.setting
+    context.setting = msgspec.structs.replace(was, **values)
+    work.call.effects.append(context.kept(work.process.pid))
+    work.call.undo.append(lambda: setattr(context, "setting", was))
+
+
+def _report(work: Work, used: int, *, messages: bool = False) -> abi.ContextReport:
+    context = work.context
     return abi.ContextReport(
-        aid=target.pid,
+        aid=work.process.pid,
         context=context.name,
-        window=scheduler.core.abilities.context_tokens,
-        used=context.tokens,
-        messages=context.messages if request.messages else (),
+        window=work.window,
+        used=used,
+        pinned=len(window.staying(context.turns)),
+        strategy=work.strategy,
+        compactions=context.setting.compactions,
+        dropped=context.setting.dropped,
+        messages=context.messages if messages else (),
     )

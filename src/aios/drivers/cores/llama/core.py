@@ -251,6 +251,9 @@ class LlamaCore:
         life, number = await self._alive(), next(self._numbers)
         return await self._bear(life, number, wire.Admit(number, prompt, tuple(made)), Admitted)
 
+    async def measure(self, prompt: Prompt) -> int:
+        return await self._ask(await self._alive(), wire.Measure(prompt), int)
+
     async def thaw(self, path: str) -> Admitted:
         life, number = await self._alive(), next(self._numbers)
         return await self._bear(life, number, wire.Thaw(number, path), Admitted)

@@ -89,6 +89,7 @@ class Engine:
         )
         self._grammars: Grammars | None = None  # takes a fifth of a second: made when first needed
         self._pieces: dict[int, bytes] = {}
+        self._measured: tuple[object, Many[int]] = (None, ())  # the last prompt, and its tokens
         self._orders = counter()
         self._granted: dict[int, Sequence] = {}  # in the order of their grants
         self._ended: list[Done] = []  # outside a turn
@@ -106,10 +107,21 @@ class Engine:
 
     def admit(self, number: int, prompt: Prompt, made: Many[int] = ()) -> Admitted:
         """A new sequence under a number the caller chose; *made* are tokens it made before."""
+        return self.admit_tokens(number, prompt, self._tokens(prompt), made)
+
+    def measure(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(self._tokens(prompt))
+
+    def _tokens(self, prompt: Prompt) -> Many[int]:
         shown = prompt.tools if prompt.tool_choice != "none" else ()
-        text = self._template.render(prompt.messages, shown)
-        add_bos = self.model.adds_bos and not text.startswith(self.model.bos_text or "\0")
-        return self.admit_tokens(number, prompt, self.model.tokenize(text, add_bos=add_bos), made)
+        said, tokens = self._measured
+        if said != (prompt.messages, shown):  # what was measured is admitted next, as a rule
+            text = self._template.render(prompt.messages, shown)
+            add_bos = self.model.adds_bos and not text.startswith(self.model.bos_text or "\0")
+            tokens = self.model.tokenize(text, add_bos=add_bos)
+            self._measured = (prompt.messages, shown), tokens
+        return tokens
 
     def admit_tokens(
         self, number: int, prompt: Prompt, tokens: Many[int], made: Many[int] = ()

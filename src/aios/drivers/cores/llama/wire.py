@@ -38,6 +38,12 @@ class Admit(Op, frozen=True):
     made: tuple[int, ...]
 
 
+class Measure(Op, frozen=True):
+    """Answered with the prompt's length in tokens."""
+
+    prompt: Prompt
+
+
 class Run(Op, frozen=True):
     sequence: int
     grant: Slice
@@ -83,7 +89,19 @@ class Check(Op, frozen=True):
 
 
 Ops = (
-    Load | Admit | Run | Fork | PageOut | PageIn | Freeze | Thaw | Cancel | Release | Report | Check
+    Load
+    | Admit
+    | Measure
+    | Run
+    | Fork
+    | PageOut
+    | PageIn
+    | Freeze
+    | Thaw
+    | Cancel
+    | Release
+    | Report
+    | Check
 )
 
 

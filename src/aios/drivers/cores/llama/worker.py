@@ -113,6 +113,7 @@ class Worker:
 OPS: dict[type[wire.Op], Callable[[Worker, Any], Any]] = {
     wire.Load: Worker.load,
     wire.Admit: lambda w, op: w.engine.admit(op.sequence, op.prompt, op.made),
+    wire.Measure: lambda w, op: w.engine.measure(op.prompt),
     wire.Run: lambda w, op: w.engine.run(op.sequence, op.grant),
     wire.Fork: lambda w, op: w.engine.fork(op.sequence, op.twin),
     wire.PageOut: lambda w, op: w.engine.page_out(op.sequence),
