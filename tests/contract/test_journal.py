@@ -8,108 +8,35 @@ import os
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
+from journals import Disk, call, end, process, started, tokens
 
 from aios.abi.calls import KeyInfo
-from aios.abi.events import CallCompleted, CallStarted, Event, KernelStarted, SliceEnded
+from aios.abi.events import CallCompleted, Event, KernelStarted, SliceEnded
 from aios.drivers.journal import rows
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.migrations import SCHEMA, migrate
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.errors import SetupError, StoreFailed
 from aios.ports import (
-    CallEnd,
     CallFilter,
-    CallRow,
     ContextRow,
     Forget,
     GrantRow,
     Image,
     Journal,
     KeyRow,
-    ProcessRow,
     Record,
     SnapshotRow,
-    TokensRow,
 )
 
-# --- records --------------------------------------------------------------------------------------
-
-
-def process(pid: int, **fields: object) -> ProcessRow:
-    row = {
-        "user": "ann",
-        "parent": None,
-        "program": "math",
-        "state": "live",
-        "reasons": (),
-        "priority": 0,
-        "os_pid": None,
-        "os_started": None,
-        "created_at": 1.5,
-        "ended_at": None,
-        "exit_status": None,
-        "detail": b"{}",
-    }
-    return ProcessRow(pid=pid, **(row | fields))  # type: ignore[arg-type]
-
-
-def call(number: int, pid: int = 1, request: bytes = b"{}") -> CallRow:
-    return CallRow(f"c{number}", pid, "generate", float(number), request)
-
-
-def end(number: int, state: str = "done") -> CallEnd:
-    return CallEnd(f"c{number}", state, number + 0.5, b'"hello"')  # type: ignore[arg-type]
-
-
-def tokens(number: int, ordinal: int, *ids: int) -> TokensRow:
-    return TokensRow(f"c{number}", ordinal, struct.pack(f"<{len(ids)}i", *ids))
-
-
-def started(seq: int, pid: int = 1) -> CallStarted:
-    return CallStarted(seq=seq, at=float(seq), pid=pid, call=f"c{seq}", name="generate")
-
-
 # --- both -----------------------------------------------------------------------------------------
-
-
-class Disk:
-    """A place where a journal is, and is found again after it was closed."""
-
-    def __init__(self, kind: str, path: Path) -> None:
-        self.path = path / "data" / "journal.db"
-        self._memory = MemoryJournal() if kind == "memory" else None
-        self._opened: list[Journal] = []
-
-    async def open(self) -> Journal:
-        await self.close()
-        self._opened.append(self._memory or SqliteJournal(self.path))
-        return self._opened[-1]
-
-    async def close(self) -> None:
-        while self._opened:
-            await self._opened.pop().close()
-
-
-@pytest.fixture(params=["sqlite", "memory"])
-async def disk(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Disk]:
-    disk = Disk(request.param, tmp_path)
-    yield disk
-    await disk.close()
-
-
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[Disk]:
-    disk = Disk("sqlite", tmp_path)
-    yield disk
-    await disk.close()
 
 
 async def test_a_new_journal_is_empty(disk: Disk) -> None:

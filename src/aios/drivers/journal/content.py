@@ -50,8 +50,8 @@ class Content:
     back, and after something was pruned.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, connection: Any, known: int = KNOWN) -> None:
+        self._connection, self._known = connection, known
         self.forget()
 
     def forget(self) -> None:
@@ -71,7 +71,7 @@ class Content:
             if known is None:
                 known, self._next_blob = self._next_blob, self._next_blob + 1
                 self._new_blobs.append((known, digest, *pack(data)))
-            if len(self._blobs) > KNOWN:
+            if len(self._blobs) > self._known:
                 self._blobs.clear()
                 self._blobs.update((row[1], row[0]) for row in self._new_blobs)
             self._blobs[digest] = known
@@ -88,7 +88,7 @@ class Content:
                 if known is None:
                     known, self._next_turn = self._next_turn, self._next_turn + 1
                     self._new_turns.append((known, *place))
-                if len(self._turns) > KNOWN:
+                if len(self._turns) > self._known:
                     self._turns.clear()
                     self._turns.update(((row[1], row[2]), row[0]) for row in self._new_turns)
                 self._turns[place] = known
