@@ -27,16 +27,32 @@ class Grants:
 
     def __init__(self, rows: Iterable[GrantRow] = ()) -> None:
         self._held: dict[tuple[str, str], dict[str, float | None]] = {}
+        self._resources: dict[str, dict[str, None]] = {}  # by holder, in order
         for row in rows:
             self.add(row)
 
     def add(self, row: GrantRow) -> GrantRow:
         self._held.setdefault((row.holder, row.resource), {})[row.action] = row.expires_at
+        self._resources.setdefault(row.holder, {})[row.resource] = None
+        return row
+
+    def remove(self, holder: str, action: str, resource: str) -> GrantRow | None:
+        """Take a grant back; it, or None if there was none."""
+        actions = self._held.get((holder, resource), {})
+        if action not in actions:
+            return None
+        row = GrantRow(holder, action, resource, actions.pop(action))
+        if not actions:
+            del self._held[holder, resource], self._resources[holder][resource]
         return row
 
     def drop(self, holder: str) -> None:
-        for key in [key for key in self._held if key[0] == holder]:
-            del self._held[key]
+        for resource in self._resources.pop(holder, ()):
+            del self._held[holder, resource]
+
+    def resources(self, holder: str, action: str, now: float) -> list[str]:
+        """What it may do this to, by grants of its own."""
+        return [r for r in self._resources.get(holder, ()) if self.allows(holder, action, r, now)]
 
     def allows(self, holder: str, action: str, resource: str, now: float) -> bool:
         actions = self._held.get((holder, resource))

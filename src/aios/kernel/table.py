@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aios.abi import calls as abi
 from aios.abi.messages import Effect
-from aios.kernel.calls import access, agent, context, lives, machine, secrets, tools
+from aios.kernel.calls import access, agent, context, lives, machine, memory, secrets, tools
 from aios.kernel.process import OpenCall, Process
 
 if TYPE_CHECKING:
@@ -75,6 +75,15 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.ClrContext: Entry(context.sys_clr_context, "aid", "idempotent"),
     abi.SetContext: Entry(context.sys_set_context, "aid", "idempotent"),
     abi.CompactContext: Entry(context.sys_compact_context, "aid", "idempotent"),
+    # memory
+    abi.MemAlloc: Entry(memory.sys_mem_alloc, "aid", "idempotent"),
+    abi.MemWrite: Entry(memory.sys_mem_write, "aid", "idempotent"),
+    abi.MemRead: Entry(memory.sys_mem_read, "aid", "none", looks=True),
+    abi.MemUpdate: Entry(memory.sys_mem_update, "aid", "idempotent"),
+    abi.MemClear: Entry(memory.sys_mem_clear, "aid", "idempotent"),
+    abi.MemSearch: Entry(memory.sys_mem_search, "aid", "none", looks=True),
+    abi.MemShare: Entry(memory.sys_mem_share, "aid", "idempotent"),
+    abi.Embed: Entry(memory.sys_embed, "self", "none", looks=True),
     # tools
     abi.ToolRegister: Entry(tools.sys_tool_register, "self", "idempotent", replayed=False),
     abi.ToolList: Entry(tools.sys_tool_list, "aid", "none", looks=True),

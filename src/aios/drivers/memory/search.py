@@ -1,0 +1,156 @@
+"""One search, in one read of the database: by meaning, by words, and both made into one order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from aios.abi.calls import MemoryHit
+from aios.drivers.memory import rows, words
+from aios.drivers.memory.fusion import Score, fuse
+from aios.ports import MemoryFilter, MemoryView
+
+if TYPE_CHECKING:
+    from aios.drivers.memory.matrices import Matrices
+
+POOL = 50  # best by words and best by meaning that are looked at; more, if more are asked for
+
+ALLOWED = """
+SELECT number FROM memories
+WHERE owner IN (SELECT value FROM json_each(:owners)) AND valid_to IS NULL
+  AND (:source IS NULL OR source = :source)
+  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
+  AND NOT EXISTS (SELECT value FROM json_each(:tags)
+                  EXCEPT SELECT value FROM json_each(memories.tags))
+"""
+SINGLE = """
+SELECT number FROM memories WHERE valid_to IS NULL
+    AND (owner, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:records))
+  AND (:source IS NULL OR source = :source)
+  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
+  AND NOT EXISTS (SELECT value FROM json_each(:tags)
+                  EXCEPT SELECT value FROM json_each(memories.tags))
+"""
+WITHOUT_VECTOR = """
+SELECT count(*) FROM memories WHERE valid_to IS NULL
+    AND owner IN (SELECT value FROM json_each(:owners))
+    AND number NOT IN (SELECT number FROM vectors WHERE model = :model
+                       AND owner IN (SELECT value FROM json_each(:owners)))
+"""
+
+
+class Meaning(Struct, frozen=True):
+    """What is meant: a unit vector (little-endian float32) of a model, and where others are."""
+
+    model: str
+    vector: bytes
+    matrices: Matrices
+    count_missing: bool
+
+
+class Found(Struct, frozen=True):
+    """without is how many of the records in view have no vector yet (0: not asked)."""
+
+    hits: tuple[MemoryHit, ...]
+    without: int = 0
+
+
+def search(
+    connection: Any,
+    view: MemoryView,
+    query: str,
+    meaning: Meaning | None,
+    which: MemoryFilter,
+    limit: int,
+) -> Found:
+    pool = max(POOL, 2 * limit)
+    near: dict[int, float] = {}
+    if meaning is not None:
+        with meaning.matrices.lock:  # before the first look at the database, see there
+            near = _near(connection, view, meaning, which, pool)
+    asked = words.terms(query)
+    by_words = words.ask(connection, asked, which, pool, owners=view.owners)
+    if singles := _singles(connection, view, which):
+        by_words |= words.ask(connection, asked, which, pool, numbers=singles)
+    without = 0
+    if meaning is not None:
+        near |= _cosines(connection, meaning, [*by_words.keys() - near.keys(), *singles])
+        if meaning.count_missing:
+            values = {"owners": json.dumps(view.owners), "model": meaning.model}
+            without = connection.execute(WITHOUT_VECTOR, values).get
+    scores = fuse(by_words, near, meant=meaning is not None)
+    best = list(scores)[:limit]
+    found = {
+        one.number: one for one in rows.rows(connection, rows.BY_NUMBER, numbers=json.dumps(best))
+    }
+    why = _matched(connection, asked, [number for number in best if number in by_words])
+    hits = tuple(
+        MemoryHit(
+            record=rows.public(found[number]),
+            score=round(scores[number].score, 4),
+            words=round(scores[number].words, 4),
+            meaning=round(scores[number].meaning, 4),
+            why=_why(why.get(number, ()), scores[number]),
+        )
+        for number in best
+    )
+    return Found(hits, without)
+
+
+def _near(
+    connection: Any, view: MemoryView, meaning: Meaning, which: MemoryFilter, pool: int
+) -> dict[int, float]:
+    from aios.drivers.memory.matrices import vector  # numpy, once there are vectors
+
+    wanted = vector(meaning.vector)
+    allowed = None
+    if which != MemoryFilter():
+        allowed = _numbers(connection, ALLOWED, which, owners=json.dumps(view.owners))
+    return meaning.matrices.nearest(connection, view.owners, meaning.model, wanted, pool, allowed)
+
+
+def _cosines(connection: Any, meaning: Meaning, numbers: Sequence[int]) -> dict[int, float]:
+    from aios.drivers.memory.matrices import cosines, vector
+
+    return cosines(connection, meaning.model, vector(meaning.vector), numbers)
+
+
+def _singles(connection: Any, view: MemoryView, which: MemoryFilter) -> list[int]:
+    """The numbers of single records in view."""
+    if not view.records:
+        return []
+    records = json.dumps([(owner, rows.number_of(id)) for owner, id in view.records])
+    return sorted(_numbers(connection, SINGLE, which, records=records))
+
+
+def _numbers(connection: Any, sql: str, which: MemoryFilter, **values: str) -> set[int]:
+    values_of = {
+        "source": which.source,
+        "after": which.after,
+        "before": which.before,
+        "tags": json.dumps(which.tags),
+        **values,
+    }
+    return {number for (number,) in connection.execute(sql, values_of)}
+
+
+def _matched(
+    connection: Any, asked: Sequence[str], numbers: Sequence[int]
+) -> Mapping[int, list[str]]:
+    """Which of the words each record has."""
+    found: dict[int, list[str]] = {number: [] for number in numbers}
+    for word in asked if numbers else ():
+        for number in words.having(connection, word, numbers):
+            found[number].append(word)
+    return found
+
+
+def _why(matched: Sequence[str], score: Score) -> str:
+    """``words: ferry, timetable; meaning: 0.71``."""
+    parts = [f"words: {', '.join(matched)}"] if matched else []
+    if score.cosine is not None:
+        parts.append(f"meaning: {score.cosine:.2f}")
+    return "; ".join(parts)

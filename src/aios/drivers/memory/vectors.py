@@ -1,0 +1,138 @@
+"""Makes vectors of records that have none of the embedder's model, in the background, in batches.
+
+What was written while there was no embedder, or by another one, gets its vector here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec import Struct
+
+from aios.errors import AiosError
+from aios.ports import Embedder, Record, VectorRow
+
+BATCH = 16  # records; about a third of a second on one core, after which others may append
+TEXT = 8_000  # characters of a record that go into its vector: of a longer one its beginning
+NEIGHBOUR = 300  # characters of the record before it: what "it" and "there" in this one refer to
+
+# The neighbour is the record before it of the same owner and source, if it is still good.
+PENDING = f"""
+SELECT record.number, substr(record.text, 1, {TEXT}), record.source, record.time,
+       beside.number, substr(beside.text, 1, {NEIGHBOUR})
+FROM memories AS record
+LEFT JOIN memories AS beside ON beside.owner = record.owner AND beside.source = record.source
+    AND beside.valid_to IS NULL AND beside.id = (
+        SELECT max(id) FROM memories WHERE owner = record.owner AND id < record.id)
+WHERE record.number > :after AND record.valid_to IS NULL
+  AND NOT EXISTS (SELECT 1 FROM vectors WHERE number = record.number AND model = :model)
+ORDER BY record.number LIMIT {BATCH}
+"""
+
+
+class Pending(Struct, frozen=True):
+    number: int
+    text: str
+    source: str
+    time: float
+    beside: int | None
+    before: str | None
+
+
+def unit(record: Pending) -> str:
+    """What is embedded: a record in its surroundings, its own words first (the rest may be cut)."""
+    try:
+        day = f"{datetime.fromtimestamp(record.time, UTC):%d %B %Y}"
+    except (ValueError, OverflowError, OSError):
+        day = ""  # before the year 1 or after 9999
+    about = " ".join(part for part in (day, record.source) if part)
+    return "\n".join(part for part in (record.text, about, record.before) if part)
+
+
+class Vectors:
+    """The background task. ``behind`` until there is nothing left to do; trouble says why not."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        load: Callable[[Callable[[Any], Any]], Awaitable[Any]],
+        append: Callable[[Sequence[Record]], Awaitable[None]],
+    ) -> None:
+        self._embedder, self._load, self._append = embedder, load, append
+        self._task: asyncio.Task[None] | None = None
+        self._news: asyncio.Event | None = None
+        self._model: str | None = None  # whose vectors it has been making
+        self._after = 0  # up to this number all have one
+        self._times = 0  # that this was said to be so no more
+        self.behind = True
+        self.trouble = ""
+
+    def start(self) -> None:
+        if self._task is None:
+            self._news = asyncio.Event()
+            self._news.set()
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def are_of(self, model: str) -> bool:
+        """Whether it is this model's vectors that have been made."""
+        return model == self._model
+
+    def wake(self, *, again: bool = False) -> None:
+        """Something was written; *again*: records that had a vector may have none now."""
+        if again:
+            self._after, self._times = 0, self._times + 1
+        self.behind = True
+        if self._news is not None:
+            self._news.set()
+
+    async def _run(self) -> None:
+        assert self._news is not None
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                while await self._batch():
+                    pass
+                self.trouble = ""
+            except (
+                AiosError
+            ) as error:  # a full disk, a broken embedder: tried again at the next news
+                self.trouble = error.message
+
+    async def _batch(self) -> bool:
+        """Make some; whether there may be more."""
+        model = self._embedder.model
+        if model is None:
+            return False
+        if model != self._model:
+            self._model, self._after = model, 0
+        after, times = self._after, self._times
+        rows = await self._load(
+            lambda connection: connection.execute(
+                PENDING, {"after": after, "model": model}
+            ).fetchall()
+        )
+        if not rows:
+            if self._news is not None and not self._news.is_set():
+                self.behind = False
+            return False
+        pending = [Pending(*row) for row in rows]
+        made = await self._embedder.embed([unit(one) for one in pending], background=True)
+        await self._append(
+            [
+                VectorRow(one.number, model, one.beside, vector)
+                for one, vector in zip(pending, made.vectors, strict=True)
+            ]
+        )
+        if self._times == times:
+            self._after = pending[-1].number
+        return True

@@ -1,0 +1,131 @@
+"""Words of a question: which count, how rare they are, and how the full-text index is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from aios.ports import MemoryFilter
+
+MOST = 64  # words of a question that are looked at
+RAREST = 8  # of them, in the question that asks for any: the others cost more than they find
+WORD = re.compile(r"[^\W_]+")
+
+COMMON = """
+a about after all also an and any are as at be because been before being between both but by can
+could did do does doing done down each few for from had has have having he her here hers him his
+how i if in into is it its itself just like me more most my no nor not now of off on once only or
+other our out over own same she should so some such than that the their them then there these they
+this those through to too under until up us very was we were what when where which while who whom
+whose why will with would you your
+"""
+STOP_WORDS = frozenset(COMMON.split())
+
+FREQUENCY = "SELECT coalesce(sum(doc), 0) FROM memory_terms WHERE term = ?"
+ASKED = """
+SELECT rowid, -rank FROM memory_words {join} WHERE memory_words MATCH :match {where}
+ORDER BY rank LIMIT :limit
+"""
+WITH_TIME = "CROSS JOIN memories ON memories.number = memory_words.rowid"
+TIME = """
+AND (:after IS NULL OR memories.time >= :after) AND (:before IS NULL OR memories.time < :before)
+"""
+ONLY = "AND memory_words.rowid IN (SELECT value FROM json_each(:numbers))"
+
+
+def mark(kind: str, value: str) -> str:
+    """A word that stands for an owner (``o``), a tag (``t``) or a source (``s``) in the index.
+
+    Digits: a stemmer leaves them alone.
+    """
+    return f"{kind}{int.from_bytes(blake2b(value.encode(), digest_size=7).digest(), 'big')}"
+
+
+def marks(owner: str, tags: Iterable[str], source: str) -> str:
+    """All of a record."""
+    found = [mark("o", owner), *(mark("t", tag) for tag in tags)]
+    return " ".join([*found, mark("s", source)] if source else found)
+
+
+def terms(question: str) -> list[str]:
+    """Its words, each once; without stop words, unless it has no others."""
+    found = list(dict.fromkeys(WORD.findall(question.lower())))
+    return ([word for word in found if word not in STOP_WORDS] or found)[:MOST]
+
+
+def rarest(connection: Any, words: Sequence[str]) -> list[str]:
+    """Those of the words that few records have, as far as any has them."""
+    if len(words) <= RAREST:
+        return list(words)
+    stem = connection.fts5_tokenizer("porter", ["unicode61"])
+    counts: dict[str, int] = {}
+    for word in words:
+        stems = [term for (term,) in stem(word.encode(), 1, None, include_offsets=False)]
+        counts[word] = min((connection.execute(FREQUENCY, (s,)).get for s in stems), default=0)
+    return sorted((word for word in words if counts[word]), key=counts.__getitem__)[:RAREST]
+
+
+def ask(
+    connection: Any,
+    words: Sequence[str],
+    which: MemoryFilter,
+    limit: int,
+    *,
+    owners: Iterable[str] = (),
+    numbers: Sequence[int] = (),
+) -> dict[int, float]:
+    """Numbers of the best records, of owners or among numbers, and their BM25 (higher is better).
+
+    Those that have all the words, and if they are too few, those that have any of the rarest.
+    """
+    if not words:
+        return {}
+    found = _ask(connection, words, " AND ", which, limit, owners, numbers)
+    if len(found) < limit and len(words) > 1:
+        some = _ask(connection, rarest(connection, words), " OR ", which, limit, owners, numbers)
+        found = {n: max(found.get(n, 0.0), some.get(n, 0.0)) for n in found.keys() | some.keys()}
+    return found
+
+
+def _ask(
+    connection: Any,
+    words: Sequence[str],
+    between: str,
+    which: MemoryFilter,
+    limit: int,
+    owners: Iterable[str],
+    numbers: Sequence[int],
+) -> dict[int, float]:
+    if not words:
+        return {}
+    whose = " OR ".join(mark("o", owner) for owner in owners)
+    wanted = [f"marks : ({whose})"] if whose else []
+    wanted += (f"marks : {mark('t', tag)}" for tag in which.tags)
+    wanted += (f"marks : {mark('s', source)}" for source in [which.source] if source)
+    wanted.append(f"text : ({between.join(quoted(word) for word in words)})")
+    timed = which.after is not None or which.before is not None
+    sql = ASKED.format(
+        join=WITH_TIME if timed else "", where=(TIME if timed else "") + (ONLY if numbers else "")
+    )
+    values = {
+        "match": " AND ".join(wanted),
+        "limit": limit,
+        "after": which.after,
+        "before": which.before,
+        "numbers": json.dumps(numbers),
+    }
+    return dict(connection.execute(sql, values))
+
+
+def having(connection: Any, word: str, numbers: Sequence[int]) -> set[int]:
+    """Which of the records have the word."""
+    sql = f"SELECT rowid FROM memory_words WHERE memory_words MATCH :match {ONLY}"
+    values = {"match": f"text : {quoted(word)}", "numbers": json.dumps(numbers)}
+    return {number for (number,) in connection.execute(sql, values)}
+
+
+def quoted(word: str) -> str:
+    return '"' + word.replace('"', '""') + '"'
