@@ -482,6 +482,7 @@ async def machine(
         snapshots=str(snapshots or "."),
     )
     await kernel.start()
+    kernel.resume()
     kernel.user_key = kernel.ensure_user_key("ann", renew=True) or ""
     try:
         yield kernel

@@ -22,6 +22,7 @@ from aios.config import Paths, settings
 from aios.errors import Conflict, SetupError
 from aios.sdk.address import Daemon, not_running
 
+END = signal.SIGUSR1  # has a daemon end its processes too; after TERM the next one goes on
 START_S = 30.0  # a daemon is ready in one; a disk that sleeps may cost more
 STOP_S = 30.0  # programs get 5 s to end, then the journal is closed
 LOOK_S = 0.05  # between two looks at a daemon that starts or stops
@@ -102,8 +103,8 @@ def _last_line(file: Path) -> str:
 
 
 def stop(daemon: Daemon) -> None:
-    """End a daemon and wait until it is gone."""
-    os.kill(daemon.pid, signal.SIGTERM)
+    """End a daemon with all its processes, and wait until it is gone."""
+    os.kill(daemon.pid, END)
     until = time.monotonic() + STOP_S
     while _is_alive(daemon.pid):
         if time.monotonic() > until:

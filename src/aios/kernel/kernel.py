@@ -52,6 +52,7 @@ from aios.ports import (
     Journal,
     MarkRow,
     Memory,
+    ProcessRow,
     Programs,
     SnapshotRow,
     Vault,
@@ -99,7 +100,8 @@ class Kernel:
         self._last_call = image.last_call
         self._began = clock.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._closing = self._is_frozen = False
+        self._programs: list[ProcessRow] = []  # whose programs are to be started again
         self._image: Image | None = image
 
     def __repr__(self) -> str:
@@ -116,7 +118,13 @@ class Kernel:
             self.grants.add(GrantRow(user, access.ANY, access.MACHINE)),
         ]
         self.trace.emit(ev.KernelStarted, 0, *rights, version=VERSION)
+        await self.memory.start()
         await self.trace.durable()
+        self._programs = programs
+
+    def resume(self) -> None:
+        """Start the programs of a dead kernel again, in the background; once they can reach us."""
+        programs, self._programs = self._programs, []
         self.spawn_task(recovery.resume(self, programs))
 
     # --- the door ---------------------------------------------------------------------------------
@@ -486,6 +494,15 @@ class Kernel:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def freeze(self) -> None:
+        """From now on nothing is written, and nothing acknowledged: as if the machine were cut.
+
+        What ``close`` then ends goes on in the next kernel.
+        """
+        self._closing = True
+        await self.trace.freeze()
+        self._is_frozen = True
+
     async def close(self) -> None:
         """End all processes, then the cores, then the journal."""
         self._closing = True
@@ -506,7 +523,9 @@ class Kernel:
         for scheduler in self.schedulers.values():
             await scheduler.core.close()
         await self.programs.close()
-        await self.trace.durable()
+        await self.memory.close()
+        if not self._is_frozen:
+            await self.trace.durable()
         await self.journal.close()
 
 

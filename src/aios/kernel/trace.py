@@ -12,7 +12,7 @@ from typing import Any
 
 from aios.abi import events as ev
 from aios.abi.events import Event
-from aios.errors import Pruned
+from aios.errors import Pruned, StoreFailed
 from aios.ports import Clock, Journal, Record
 
 _STARTS: dict[type[Event], tuple[str, str]] = {
@@ -37,6 +37,7 @@ class Trace:
         self.seq = last_seq
         self._followers: set[asyncio.Event] = set()
         self._closed = False
+        self._frozen = False
         self._pending: list[Record] = []  # said in this turn of the event loop
 
     def emit(self, kind: type[Event], pid: int, *records: Record, **fields: Any) -> None:
@@ -48,12 +49,19 @@ class Trace:
 
     def record(self, *records: Record) -> None:
         """Journal what is no event of its own, soon."""
+        if self._frozen:
+            return
         if not self._pending:
             asyncio.get_running_loop().call_soon(self._hand_over)
         self._pending += records
 
     def durable(self) -> asyncio.Future[None]:
         """Done when all that was said up to here is on disk."""
+        if self._frozen:
+            nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            nothing.set_exception(StoreFailed("the kernel stops; ask again when it is up."))
+            nothing.exception()  # seen: it may be left unawaited
+            return nothing
         pending, self._pending = self._pending, []
         return self._journal.append(pending)
 
@@ -61,6 +69,12 @@ class Trace:
         # one append for what many said in this turn of the loop: a future each would cost more
         if self._pending:
             self.durable()
+
+    async def freeze(self) -> None:
+        """Write what was said up to here, and nothing more: the next kernel goes on from here."""
+        last = self.durable()
+        self._frozen = True
+        await last
 
     def close(self) -> None:
         """End all who follow."""

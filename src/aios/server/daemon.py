@@ -33,6 +33,7 @@ from aios.server import log
 from aios.server.app import App
 from aios.server.listener import Listener
 
+END = signal.SIGUSR1  # of `aios down`: end all processes; TERM and INT leave them to go on later
 GRACE_S = 3.0  # for open requests to take their last answer, when the daemon stops
 SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its end; macOS has 103
 
@@ -54,12 +55,22 @@ class Running(Struct, frozen=True):
 async def serve(settings: Config, paths: Paths) -> None:
     """Run a kernel and its server until a signal or ``POST /api/down``.
 
+    TERM and INT stop it as a crash would, with all that was said on disk: the next one goes on.
+    END and ``POST /api/down`` end its processes first.
+
     Conflict if a daemon has this directory already, SetupError if the machine says no.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    ending = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # this machine goes down: the agents go on later
         loop.add_signal_handler(number, stopping.set)
+
+    def end() -> None:
+        ending.set()
+        stopping.set()
+
+    loop.add_signal_handler(END, end)
     paths.make()
     with _lock(paths.runtime / "daemon.lock"), log.to_file(paths.logs / "daemon.log"):
         with contextlib.ExitStack() as stack:
@@ -70,7 +81,7 @@ async def serve(settings: Config, paths: Paths) -> None:
                     await kernel.trace.durable()  # before anybody holds it
                     _write_private(paths.keys / kernel.user, f"{key}\n".encode())
                     logger.info("wrote a new key for %s", kernel.user)
-                listener = Listener(App(kernel, settings.server, stopping.set))
+                listener = Listener(App(kernel, settings.server, end))
                 await listener.open([unix, tcp] if tcp else [unix])
                 running = Running(
                     os.getpid(), _url(tcp), str(paths.socket), round(time.time(), 3), VERSION
@@ -81,9 +92,12 @@ async def serve(settings: Config, paths: Paths) -> None:
                     logger.info("serving %s", where)
                     sys.stdout.write(f"aios: serving {where}\n")
                     sys.stdout.flush()
+                    kernel.resume()
                     gc.freeze()  # what is here now stays: later collections need not look at it
                     await stopping.wait()
                 logger.info("stopping")
+                if not ending.is_set():
+                    await kernel.freeze()
                 await listener.close(GRACE_S)
         logger.info("stopped")
 
