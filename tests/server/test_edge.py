@@ -88,10 +88,10 @@ async def test_nothing_is_done_without_the_right_key(
     assert (site.kernel.trace.seq, len(site.kernel.processes)) == (before, 0)
 
 
-async def test_health_needs_no_key_and_tells_nothing_else(site: Site) -> None:
+async def test_health_needs_no_key_and_tells_only_which_start_this_is(site: Site) -> None:
     async with httpx2.AsyncClient(base_url=site.url, trust_env=False) as http:
         answer = await http.get("/healthz")
-    assert answer.json() == {"ok": True}
+    assert answer.json() == {"ok": True, "boot": site.kernel.boot}
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from aios.cli import (
     budget,
     exits,
     key,
+    lives,
     machine,
     model,
     processes,
     run,
     scheduler,
+    secrets,
     settings,
     show,
     streams,
@@ -39,6 +41,8 @@ app.command()(run.run)
 processes.register(app)
 app.command()(top.top)
 streams.register(app)
+lives.register(app)
+secrets.register(app)
 app.add_typer(budget.app, name="budget")
 app.add_typer(scheduler.app, name="sched")
 app.add_typer(model.app, name="model")

@@ -52,10 +52,6 @@ def ps(
         show.out(show.processes(found, time.time()))
 
 
-def _when(at: float | None) -> str:
-    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
 def _describe(status: Status) -> None:
     used = status.usage
     end = (
@@ -74,7 +70,8 @@ def _describe(status: Status) -> None:
             ("note", status.note or "-"),
             ("priority", status.priority),
             ("model", status.model or "-"),
-            ("open calls", " ".join(status.open_calls) or "-"),
+            ("open calls", ", ".join(status.open_calls) or "-"),
+            ("to settle", _to_settle(status)),
             ("contexts", " ".join(status.contexts) or "-"),
             ("residency", status.residency or "-"),
             ("tokens", f"{used.prompt_tokens} prompt ({used.cached_tokens} cached), "
@@ -84,13 +81,25 @@ def _describe(status: Status) -> None:
             ("seconds", f"{used.waiting_s:.2f} waiting, {used.running_s:.2f} on a core"),
             ("budget left", show.limits(status.budget)),
             ("OS process", "-" if status.os_pid is None else status.os_pid),
-            ("created", _when(status.created_at)),
-            ("started", _when(status.started_at)),
-            ("ended", _when(status.ended_at)),
+            ("created", show.moment(status.created_at)),
+            ("started", show.moment(status.started_at)),
+            ("ended", show.moment(status.ended_at)),
+            ("lives", status.lives),
             ("exit", end),
             ("result", "-" if status.result is None else status.result),
         )
     )  # fmt: skip
+
+
+def _to_settle(status: Status) -> str:
+    """The calls of unknown outcome, each with the command that lets its process go on."""
+    return (
+        "; ".join(
+            f"`aios settle {status.aid} {call} --done|--retry|--fail`"
+            for call in show.unknown_calls(status)
+        )
+        or "-"
+    )
 
 
 def inspect(pid: Pid, json: Json = False) -> None:
@@ -157,13 +166,19 @@ def wait(
 
 def fork(
     pid: Pid,
+    at: Annotated[
+        str | None, typer.Option("--at", help="As it was when this call had ended: c12.")
+    ] = None,
     budget: Annotated[str, typer.Option("--budget", help="tokens=N,seconds=S,calls=N")] = "",
     json: Json = False,
 ) -> None:
-    """A new process with a copy of this one's contexts; prints its pid."""
+    """A new process with a copy of this one's contexts, records and files; prints its pid.
+
+    With --at the program is started again, is told what it was told up to there, and goes on.
+    """
     from aios.cli.budget import parse
 
-    made = session.ask(ForkAgent(aid=pid, budget=parse([budget])), Spawned)
+    made = session.ask(ForkAgent(aid=pid, budget=parse([budget]), at=at), Spawned)
     if json:
         show.json(made)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -77,14 +78,19 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 PROCESS_COLUMNS = (
-    *(">PID", "PROGRAM", "STATUS", ">NI", ">TOKENS", ">SLICES", ">PREEMPT", "KV", "LEFT", ">AGE"),
-    "TASK",
+    *(">PID", "PROGRAM", "STATUS", ">NI", ">TOKENS", ">SLICES", ">PREEMPT", "KV", "LEFT", ">LIVES"),
+    *(">AGE", "TASK"),
 )
 
 
 def program(name: str) -> str:
     """A program's name as lists show it: a path by its last part."""
     return PurePath(name).name if "/" in name else name
+
+
+def moment(at: float | None) -> str:
+    """A time as a person reads it, to the second."""
+    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def seconds(amount: float) -> str:
@@ -102,13 +108,22 @@ def limits(left: Limits) -> str:
     return ",".join(parts) or "-"
 
 
+def unknown_calls(status: Status) -> list[str]:
+    """The calls that were under way when the kernel died and have to be settled."""
+    return [call.split()[0] for call in status.open_calls if call.endswith(" unknown")]
+
+
 def condition(status: Status) -> str:
-    """The status word with its reason: ``suspended(budget)``, ``zombie(0)``."""
+    """The status word with its reason: ``suspended(budget)``, ``zombie(0)``.
+
+    An unknown outcome is told by its calls: ``suspended(unknown c12)``.
+    """
     if status.state == "zombie":
         return f"zombie({status.exit_status})"
-    if status.reasons:
-        return f"{status.status}({','.join(status.reasons)})"
-    return status.status
+    reasons: list[str] = [reason for reason in status.reasons if reason != "unknown_outcome"]
+    if unknown := unknown_calls(status):
+        reasons.append(f"unknown {' '.join(unknown)}")
+    return f"{status.status}({','.join(reasons)})" if reasons else status.status
 
 
 def process_row(status: Status, now: float) -> tuple[object, ...]:
@@ -124,6 +139,7 @@ def process_row(status: Status, now: float) -> tuple[object, ...]:
         status.usage.preemptions,
         status.residency or "-",
         limits(status.budget),
+        status.lives,
         seconds(max(0.0, end - status.created_at)),
         " ".join(about.split())[:60],
     )

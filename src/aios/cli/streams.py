@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from contextlib import aclosing
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from aios.abi.calls import CallRecord, GetLog, GetTranscript, Log, Transcript
 from aios.abi.events import Event, ProcessEnded
 from aios.cli import session, show
 from aios.cli.run import LOG_POLL_S
+from aios.errors import InvalidCall
 
 Pid = Annotated[int, typer.Argument(help="The process.")]
 Follow = Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends or Ctrl-C.")]
@@ -113,6 +115,81 @@ def call_text(record: CallRecord) -> str:
     return "\n".join(lines)
 
 
+def _asked(record: CallRecord) -> str:
+    """What a call asked, in a few words."""
+    request = record.request if isinstance(record.request, dict) else {}
+    if messages := request.get("messages"):
+        return str(messages[-1].get("content", ""))
+    if record.name == "tool_call":
+        return f"{request.get('name')}({wire.encode(request.get('arguments', {})).decode()})"
+    said = {key: value for key, value in request.items() if key not in ("call", "path", "aid")}
+    return " ".join(f"{key}={wire.encode(value).decode()}" for key, value in said.items())
+
+
+def call_line(record: CallRecord) -> str:
+    """One call of a history on one line; what a rollback left behind says so."""
+    took = "-" if record.ended_at is None else f"{record.ended_at - record.started_at:.2f}s"
+    state = f"{record.state}, rolled back" if record.void else record.state
+    began = show.moment(record.started_at)
+    about = record.error or " ".join(_asked(record).split())[:80]
+    return show.printable(f"{record.id:>6} {began} {took:>7} {record.name} ({state}) {about}")
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _time(option: str, text: str | None) -> float | None:
+    """``90s``, ``5m``, ``2h`` or ``1d`` ago, or a date, maybe with a time of day, of this place."""
+    if text is None:
+        return None
+    amount, unit = text[:-1], text[-1:]
+    if unit in _UNITS and amount.isascii() and amount.isdigit():
+        return time.time() - int(amount) * _UNITS[unit]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise InvalidCall(
+            f"{option} {text!r} is no time: write how long ago (90s, 5m, 2h, 1d) or a date "
+            "such as '2026-01-31 12:00'."
+        ) from error
+
+
+def history(
+    pid: Pid,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Only calls of this name; several times.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Only calls with this in what was asked or said.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="From then on: 90s, 5m, 2h, 1d ago, or a date.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Up to then.")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="At most this many of the newest.")] = 100,
+    before: Annotated[
+        str | None, typer.Option("--before", help="Only calls older than this one: c12.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON array, with contents.")] = False,
+) -> None:
+    """The calls that a process has made, one a line; `aios transcript` shows their contents."""
+    call = GetTranscript(
+        aid=pid,
+        limit=limit,
+        before=before,
+        names=tuple(names or ()),
+        text=text,
+        since=_time("--since", since),
+        until=_time("--until", until),
+    )
+    calls = session.ask(call, Transcript).calls
+    if json:
+        show.json(calls)
+        return
+    for record in calls:
+        print(call_line(record))
+
+
 def transcript(
     pid: Pid,
     limit: Annotated[int, typer.Option("--limit", help="At most this many of the newest.")] = 1000,
@@ -128,5 +205,5 @@ def transcript(
 
 
 def register(app: typer.Typer) -> None:
-    for command in (logs, trace, transcript):
+    for command in (logs, trace, transcript, history):
         app.command()(command)

@@ -1,13 +1,22 @@
 """The SDK functions of the paper's table 3, in Python's spelling (arXiv 2403.16971, version 1).
 
-They are thin: each names the method of the SDK that does its work.
+They are thin: each names the method of the SDK that does its work. The system calls of its table 2
+are in ``aios.sdk.syscalls``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from aios.abi.calls import Exit, Limits, Status, UsageReport
+from aios.abi.calls import (
+    AgentSnapshot,
+    CallRecord,
+    Exit,
+    Limits,
+    RolledBack,
+    Status,
+    UsageReport,
+)
 from aios.sdk import programs
 from aios.sdk.connection import connect
 from aios.sdk.process import Me, Process
@@ -52,6 +61,16 @@ async def terminate_agent(process: Process, reason: str = "terminated") -> Exit:
     return await process.kill(reason)
 
 
+async def create_agent_snapshot(process: Process, label: str = "") -> AgentSnapshot:
+    """Remember an agent as it is now: contexts, records, files, its place in its program."""
+    return await process.take_snapshot(label)
+
+
+async def rollback_agent_state(process: Process, snapshot: str | AgentSnapshot) -> RolledBack:
+    """Take an agent back to a snapshot; what it did outside since is listed, not undone."""
+    return await process.rollback(snapshot)
+
+
 async def update_agent_config(
     process: Process,
     *,
@@ -76,10 +95,30 @@ async def authenticate_agent(key: str, *, url: str | None = None) -> int:
 
 
 async def monitor_resource_usage(process: Process) -> UsageReport:
-    """What a process has spent and what is left of its budget."""
+    """What a process has spent and what is left, in tokens, seconds, calls, bytes and CPU time."""
     return await process.usage()
+
+
+async def log_event(me: Me, name: str, data: Any = None) -> None:
+    """Put an event of one's own into the trace."""
+    await me.log_event(name, data)
 
 
 async def list_active_agents(me: Me) -> tuple[Status, ...]:
     """The processes that live and that this one may see."""
     return await me.processes()
+
+
+async def query_agent_history(process: Process, **filters: Any) -> tuple[CallRecord, ...]:
+    """What an agent asked and what came back; filters are those of ``Process.transcript``."""
+    return await process.transcript(**filters)
+
+
+async def encrypt_data(me: Me, data: bytes | str) -> str:
+    """Seal data under the user's key."""
+    return await me.encrypt(data)
+
+
+async def decrypt_data(me: Me, token: str) -> bytes:
+    """Open what was sealed; InvalidCall if it was changed or is another user's."""
+    return await me.decrypt(token)

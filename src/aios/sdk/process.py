@@ -7,15 +7,19 @@ import inspect
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import msgspec
 
 from aios.abi.calls import (
+    AgentSnapshot,
+    AgentSnapshots,
     Call,
     CallRecord,
     ContextReport,
+    DecryptData,
+    EncryptData,
     Exit,
     ExitAgent,
     ForkAgent,
@@ -29,19 +33,27 @@ from aios.abi.calls import (
     KillAgent,
     Limits,
     ListAgents,
+    ListSnapshots,
+    LogEvent,
     Mail,
+    Opened,
     Processes,
     Record,
     Recorded,
     RecvMessage,
     Reply,
     ResumeAgent,
+    RollbackAgent,
+    RolledBack,
+    Sealed,
     SendMessage,
     Sent,
     SetBudget,
     SetPriority,
     SetStatus,
+    SettleCall,
     Snapshot,
+    SnapshotAgent,
     SpawnAgent,
     Spawned,
     Status,
@@ -62,16 +74,22 @@ from aios.sdk.tools import Tool, Workshop
 
 R = TypeVar("R", bound=Reply)
 INTERPRETER = ("PYTHONPATH", "VIRTUAL_ENV")  # a child in our Python finds what we find
+LIFE = "AIOS_LIFE"  # the kernel says in it how often it has started this program
 ROUNDS = 8  # of tool calls in one generate: a model that asks for more has lost its way
 
 
 class Process:
-    """A process of the kernel; every method is one system call on it."""
+    """A process of the kernel; every method is one system call on it.
 
-    def __init__(self, link: Link, key: str, aid: int) -> None:
+    is_replayed says that the caller's calls are kept under their paths, so that one whose answer
+    was lost with the kernel can be made again.
+    """
+
+    def __init__(self, link: Link, key: str, aid: int, is_replayed: bool = False) -> None:
         self.aid = aid
         self.key = key
         self._link = link
+        self._is_replayed = is_replayed
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} aid={self.aid} {self._link.address.url}>"
@@ -84,7 +102,8 @@ class Process:
         """Any system call, as it is; the reply is of the type that the call names."""
         if call.path is None and (path := place.next_path()):
             call = msgspec.structs.replace(call, path=path)
-        return await self._link.trap(call, kind or type(call).reply, self.key)
+        reply = kind or type(call).reply
+        return await self._link.trap(call, reply, self.key, is_replayed=self._is_replayed)
 
     async def status(self) -> Status:
         return await self.call(GetStatus(aid=self.aid), Status)
@@ -129,18 +148,71 @@ class Process:
         call = GetContext(aid=self.aid, context=name, messages=True)
         return await self.call(call, ContextReport)
 
-    async def transcript(self, limit: int = 1000) -> tuple[CallRecord, ...]:
-        """Its calls with their contents, oldest first."""
-        return (await self.call(GetTranscript(aid=self.aid, limit=limit), Transcript)).calls
+    async def transcript(
+        self,
+        limit: int = 1000,
+        *,
+        before: str | None = None,
+        names: Sequence[str] = (),
+        text: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> tuple[CallRecord, ...]:
+        """Its newest calls with their contents, oldest first.
+
+        before goes on to older ones (a call's id); names and text (in what was asked or came back)
+        narrow it; since and until are seconds since the epoch.
+        """
+        call = GetTranscript(
+            aid=self.aid,
+            limit=limit,
+            before=before,
+            names=tuple(names),
+            text=text,
+            since=since,
+            until=until,
+        )
+        return (await self.call(call, Transcript)).calls
 
     async def snapshot(self, target: str | None = None) -> Snapshot:
         """Freeze its open generation (its only one, or the call named *target*); it goes on."""
         return await self.call(GenSnapshot(aid=self.aid, target=target), Snapshot)
 
-    async def fork(self, budget: Limits | None = None) -> Me:
-        """A new process with a copy of its contexts, for you to run; end it with ``exit``."""
-        forked = await self.call(ForkAgent(aid=self.aid, budget=budget or Limits()), Spawned)
-        return Me(self._link, forked.key or self.key, forked.aid)
+    @overload
+    async def fork(self, budget: Limits | None = None) -> Me: ...
+    @overload
+    async def fork(self, budget: Limits | None = None, *, at: str) -> Process: ...
+    async def fork(self, budget: Limits | None = None, *, at: str | None = None) -> Process:
+        """A new process with a copy of its contexts, records and files.
+
+        It is for you to run (end it with ``exit``). With *at* it is as this one was when that call
+        had ended, and if the kernel started this one's program, it starts the copy's as well.
+        """
+        call = ForkAgent(aid=self.aid, budget=budget or Limits(), at=at)
+        forked = await self.call(call, Spawned)
+        if forked.key is None:
+            return Process(self._link, self.key, forked.aid, self._is_replayed)
+        return Me(self._link, forked.key, forked.aid, is_replayed=True)
+
+    async def take_snapshot(self, label: str = "") -> AgentSnapshot:
+        """Remember all of it as it is now: contexts, records, files, its place in its program."""
+        return await self.call(SnapshotAgent(aid=self.aid, label=label), AgentSnapshot)
+
+    async def snapshots(self) -> tuple[AgentSnapshot, ...]:
+        """Those that were taken of it, oldest first."""
+        return (await self.call(ListSnapshots(aid=self.aid), AgentSnapshots)).snapshots
+
+    async def rollback(self, snapshot: str | AgentSnapshot) -> RolledBack:
+        """Take it back to a snapshot; ``.effects`` of the reply is what cannot be undone."""
+        name = snapshot.snapshot if isinstance(snapshot, AgentSnapshot) else snapshot
+        return await self.call(RollbackAgent(aid=self.aid, snapshot=name), RolledBack)
+
+    async def settle(
+        self, call: str, outcome: Literal["done", "retry", "fail"], value: Any = None
+    ) -> Status:
+        """Say what became of a call that was under way when the kernel died; see SettleCall."""
+        settling = SettleCall(aid=self.aid, target=call, outcome=outcome, value=value)
+        return await self.call(settling, Status)
 
     def events(self, *, after: int = 0, follow: bool = True) -> AsyncGenerator[Event, None]:
         """What happens to it, from event number *after* on."""
@@ -150,8 +222,8 @@ class Process:
 class Me(Process):
     """The process that you are: it generates, calls tools, spawns others and talks to them."""
 
-    def __init__(self, link: Link, key: str, aid: int) -> None:
-        super().__init__(link, key, aid)
+    def __init__(self, link: Link, key: str, aid: int, is_replayed: bool = False) -> None:
+        super().__init__(link, key, aid, is_replayed)
         self._workshop = Workshop(self)
         self._said: set[tuple[str, str]] = set()  # (context, system): said once
         self.ended = False
@@ -197,7 +269,7 @@ class Me(Process):
         """Like generate, as it comes; tools are only described, a call of one ends the stream."""
         call, convert = build(prompt, tools, self._once(options))
         call = msgspec.structs.replace(call, path=place.next_path())
-        return Stream(self._link.stream(call, self.key), convert)
+        return Stream(self._link.stream(call, self.key, is_replayed=self._is_replayed), convert)
 
     async def restore(self, snapshot: str) -> Answer:
         """Continue a frozen generation to its end, as this process."""
@@ -234,7 +306,7 @@ class Me(Process):
             ),
             Spawned,
         )
-        return Process(self._link, self.key, spawned.aid)
+        return self.process(spawned.aid)
 
     async def register(self, program: str, task: str = "", **options: Any) -> Me:
         """A child process that your own Python runs: it has its own key; end it with ``exit``.
@@ -243,7 +315,7 @@ class Me(Process):
         """
         call = SpawnAgent(program=program, task=task, os_pid=os.getpid(), **options)
         spawned = await self.call(call, Spawned)
-        return Me(self._link, spawned.key or self.key, spawned.aid)
+        return Me(self._link, spawned.key or self.key, spawned.aid, is_replayed=True)
 
     async def exit(self, result: str | None = None, *, status: int = 0, reason: str = "") -> None:
         """This process is done; nothing else can be asked as it afterwards."""
@@ -283,7 +355,20 @@ class Me(Process):
 
     def process(self, aid: int) -> Process:
         """Another process, by its number."""
-        return Process(self._link, self.key, aid)
+        return Process(self._link, self.key, aid, self._is_replayed)
+
+    async def log_event(self, name: str, data: Any = None) -> None:
+        """An event of one's own: its name and size go into the trace, its data is kept beside."""
+        await self.call(LogEvent(name=name, data=msgspec.to_builtins(data)))
+
+    async def encrypt(self, data: bytes | str) -> str:
+        """Seal data under the user's key; neither it nor the key is in the database."""
+        plain = data.encode() if isinstance(data, str) else data
+        return (await self.call(EncryptData(data=plain), Sealed)).token
+
+    async def decrypt(self, token: str) -> bytes:
+        """Open what ``encrypt`` sealed for the same user; InvalidCall if it was changed."""
+        return (await self.call(DecryptData(token=token), Opened)).data
 
     async def now(self) -> float:
         """Seconds since the epoch; a second life reads the same."""
@@ -296,9 +381,16 @@ class Me(Process):
     async def step(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do something outside (read a page, a file, a clock) and keep its result as JSON data.
 
-        A plain function runs in a thread. A second life gets the result that was kept.
+        A plain function runs in a thread. A second life gets the result that was kept, and does not
+        do it again.
         """
         path = place.next_path()
+        if path and _is_second_life():
+            found = await self.call(
+                Record(kind="step", key=function.__name__, path=path, recall=True), Recorded
+            )
+            if found.known:
+                return found.value
         # calls made inside count by themselves: a life that reads the result does not make them
         with place.at(place.Place(f"{path}/") if path else None):
             if inspect.iscoroutinefunction(function):
@@ -326,6 +418,11 @@ class Me(Process):
             return {name: value for name, value in options.items() if name != "system"}  # type: ignore[return-value]
         self._said.add((context, system))
         return options
+
+
+def _is_second_life() -> bool:
+    """Whether the kernel has started this program again."""
+    return os.environ.get(LIFE, "1") != "1"
 
 
 def _interpreter() -> dict[str, str]:

@@ -12,23 +12,24 @@ from aios.sdk.process import Me
 current: ContextVar[Me | None] = ContextVar("aios_me", default=None)
 
 
-def _me() -> Me:
-    me = current.get()
-    if me is None:
+def me() -> Me:
+    """The process that this code runs as."""
+    found = current.get()
+    if found is None:
         raise InvalidCall("this works inside an agent, or inside `async with aios.connect()`.")
-    return me
+    return found
 
 
 async def now() -> float:
     """Seconds since the epoch."""
-    return await _me().now()
+    return await me().now()
 
 
 async def random() -> float:
     """A number in [0, 1)."""
-    return await _me().random()
+    return await me().random()
 
 
 async def step(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Do something outside and keep its result, which is JSON data; see ``Me.step``."""
-    return await _me().step(function, *args, **kwargs)
+    return await me().step(function, *args, **kwargs)

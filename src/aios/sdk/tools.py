@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
 import msgspec
@@ -84,7 +84,6 @@ class Workshop:
     def __init__(self, me: Me) -> None:
         self._me = me
         self._tools: dict[str, Tool[..., Any]] = {}
-        self._runs: Counter[str] = Counter()
         self._service: asyncio.Task[None] | None = None
 
     async def offer(self, tools: Iterable[Tool[..., Any]]) -> None:
@@ -135,15 +134,15 @@ class Workshop:
                 group.create_task(self._carry_out(await self._me.call(ToolNext())))
 
     async def _carry_out(self, invocation: ToolInvocation) -> None:
-        name = invocation.name
-        inside = place.Place(f"{name}.{self._runs[name]}/")
-        self._runs[name] += 1
+        # its call's number: the same in a next life, which is handed only what has no result yet
+        name, inside = invocation.name, place.Place(f"{invocation.name}.{invocation.id}/")
         try:
             with place.at(inside):
                 content, is_error = await self._tools[name].run(invocation.arguments), False
         except Exception as error:  # noqa: BLE001 (the model is told, and may do better)
             content, is_error = f"{type(error).__name__}: {error}", True
-        await self._me.call(ToolReturn(id=invocation.id, content=content, is_error=is_error))
+        with suppress(NotFound):  # nobody waits for it any more: it was cancelled, or timed out
+            await self._me.call(ToolReturn(id=invocation.id, content=content, is_error=is_error))
 
 
 def _arguments(function: Callable[..., Any]) -> type[msgspec.Struct]:

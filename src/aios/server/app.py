@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from aios.abi import wire
 from aios.config import Server
 from aios.errors import AiosError, KernelBug
 from aios.kernel.kernel import Kernel
@@ -75,7 +76,7 @@ class App:
         if self._stopping:
             raise edge.Stopping("the daemon is stopping: start it again with `aios up`.")
         if exchange.path == "/healthz":
-            await exchange.answer(b'{"ok":true}')
+            await exchange.answer(wire.encode({"ok": True, "boot": self._kernel.boot}))
             return
         exchange.pid = self._kernel.identify(edge.bearer(headers), edge.session(headers))
         await self._handler(exchange)(exchange)
