@@ -12,6 +12,7 @@ import pytest
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi.messages import ToolSpec
+from aios.config import Config, Scheduler
 from aios.drivers.journal.memory import MemoryJournal
 from aios.errors import OutcomeUnknown, ReplayDiverged
 from aios.kernel.trace import check_ends
@@ -52,7 +53,8 @@ def _fields(call: Any) -> dict[str, Any]:
 class World:
     """A machine that can be killed: each kernel starts on what the one before left on disk."""
 
-    def __init__(self, life: Life, *, gated: bool = True) -> None:
+    def __init__(self, life: Life, *, gated: bool = True, quantum: int = 32) -> None:
+        self.config = Config(scheduler=Scheduler(quantum=quantum))
         self.life = life
         self.journal = MemoryJournal()
         self.core = ScriptedCore(gated=gated)
@@ -72,7 +74,11 @@ class World:
         programs = ScriptedPrograms({"program": program})
         clock = FakeClock()
         async with machine(
-            core=self.core, journal=self.journal, programs=programs, clock=clock
+            core=self.core,
+            journal=self.journal,
+            programs=programs,
+            clock=clock,
+            config=self.config,
         ) as kernel:
             running.append(kernel)
             await settle()
@@ -172,6 +178,33 @@ async def test_tokens_made_before_the_crash_are_not_paid_for_again() -> None:
         assert spent < 1000
     async with world.kernel() as kernel:
         assert kernel.processes.find(pid).left().tokens == spent
+
+
+async def test_a_generation_goes_on_with_the_tokens_that_it_had() -> None:
+    deltas: list[str] = []
+
+    async def live(program: Program) -> None:
+        call = abi.Generate(messages=user("a b c d e f g h"), path="0")
+        await program.kernel.trap(program.pid, call, lambda delta: deltas.append(delta.text))
+
+    world = World(live, quantum=2)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel, budget=abi.Limits(tokens=1000))
+        for _ in range(3):
+            world.core.step()
+            await settle()
+        assert deltas == ["You said:", " a b", " c d"]
+    deltas.clear()
+    async with world.kernel() as kernel:
+        assert deltas == ["You said: a b c d"]  # who asks again is told it all
+        world.core.step(2)
+        await settle(100)
+        assert len(world.core.ran) == 2
+        assert deltas[1:] == [" e f", " g h"]
+        process = kernel.processes.find(pid)
+        assert process.state == "zombie"
+        assert (process.usage.prompt_tokens, process.usage.completion_tokens) == (9, 10)
+        assert process.left().tokens == 1000 - 9 - 10
 
 
 class Counter:

@@ -75,10 +75,8 @@ class Progress(Struct):
         )
         return TokensRow(call, len(self.tokens), packed, wire.encode(made))
 
-    def go_on(self, history: CallHistory | None) -> None:
+    def go_on(self, history: CallHistory) -> None:
         """Take over what an earlier life of the program had made."""
-        if history is None:
-            return
         self.tokens.extend(history.tokens)
         for detail in history.details:
             made = wire.decode(detail, Made)
@@ -128,8 +126,16 @@ async def run(
     progress: Progress,
     frozen: str | None = None,
 ) -> Generation:
-    """Bring a generation to its end; *frozen* is the snapshot file that it goes on from."""
+    """Bring a generation to its end; *frozen* is the snapshot file that it goes on from.
+
+    What an earlier life of its program had made of it is not made again.
+    """
     process = call.process
+    if call.made is not None and call.made.details:
+        progress.go_on(call.made)
+        frozen = None  # its tokens are enough, and further
+        if call.on_delta is not None:
+            call.on_delta(Delta(progress.text, progress.logprobs, progress.tool_calls))
     ticket = scheduler.ticket(call)
     call.ticket, call.progress = ticket, progress
     lost, life = 0, scheduler.life
