@@ -52,15 +52,29 @@ class Content:
 
     def __init__(self, connection: Any, known: int = KNOWN) -> None:
         self._connection, self._known = connection, known
+        self._next_blob = connection.execute(NEXT_BLOB).get
+        self._next_turn = connection.execute(NEXT_TURN).get
+        self._used: dict[str, set[int]] | None = None
         self.forget()
 
     def forget(self) -> None:
         self._blobs: dict[bytes, int] = {}
         self._turns: dict[tuple[int, int], int] = {}
-        self._next_blob = next(self._connection.execute(NEXT_BLOB))[0]
-        self._next_turn = next(self._connection.execute(NEXT_TURN))[0]
         self._new_blobs: list[tuple[Any, ...]] = []
         self._new_turns: list[tuple[Any, ...]] = []
+
+    def watch(self) -> None:
+        """From here on, note what is used."""
+        self._used = {"blobs": set(), "turns": set()}
+
+    def unwatch(self) -> None:
+        self._used = None
+
+    def unused(self, table: str, numbers: Sequence[int]) -> list[int]:
+        """Those that nobody has used since ``watch``."""
+        assert self._used is not None
+        used = self._used[table]
+        return [number for number in numbers if number not in used]
 
     def blob(self, data: bytes) -> int:
         """The number of this content."""
@@ -75,6 +89,8 @@ class Content:
                 self._blobs.clear()
                 self._blobs.update((row[1], row[0]) for row in self._new_blobs)
             self._blobs[digest] = known
+        if self._used is not None:
+            self._used["blobs"].add(known)
         return known
 
     def turn(self, said: Sequence[bytes]) -> int:
@@ -92,6 +108,8 @@ class Content:
                     self._turns.clear()
                     self._turns.update(((row[1], row[2]), row[0]) for row in self._new_turns)
                 self._turns[place] = known
+            if self._used is not None:
+                self._used["turns"].add(known)
             turn = known
         return turn
 

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 
 import apsw
 
+from aios.abi.calls import Pruning
 from aios.drivers.journal.content import Content
 from aios.drivers.journal.migrations import migrate
+from aios.drivers.journal.pruning import prune
 from aios.drivers.journal.questions import Questions, image
 from aios.drivers.journal.rows import Rows
 from aios.drivers.journal.troubles import UNREADABLE, sentence
@@ -32,14 +34,15 @@ class MemoryJournal(Questions):
         self.trouble: str | None = None
         self._connection = apsw.Connection(":memory:")
         migrate(self._connection, None)
-        self._content = Content(self._connection)
+        self.content = Content(self._connection)
         self._last_seq = 0
+        self._pruning = asyncio.Lock()
 
     def copy(self) -> MemoryJournal:
         """Another, as this one is now: what a kernel that dies at this moment leaves behind."""
         other = MemoryJournal()
         other._connection.deserialize("main", self._connection.serialize("main"))
-        other._content = Content(other._connection)
+        other.content = Content(other._connection)
         other._last_seq = self._last_seq
         return other
 
@@ -61,11 +64,11 @@ class MemoryJournal(Questions):
     def _commit(self, records: Sequence[Record]) -> str | None:
         try:
             with self._connection:
-                rows = Rows(self._connection, self._content, self._last_seq)
+                rows = Rows(self._connection, self.content, self._last_seq)
                 rows.take(records)
                 rows.write()
         except (ValueError, *UNREADABLE) as error:
-            self._content.forget()
+            self.content.forget()
             return sentence(PLACE, error)
         self._last_seq = rows.last_seq
         return None
@@ -78,6 +81,19 @@ class MemoryJournal(Questions):
             return query(self._connection)
         except UNREADABLE as error:
             raise StoreFailed(sentence(PLACE, error)) from error
+
+    async def step(self, work: Callable[[Any], T]) -> T:
+        try:
+            with self._connection:
+                result = work(self._connection)
+        except UNREADABLE as error:
+            self.content.forget()
+            raise StoreFailed(sentence(PLACE, error)) from error
+        return result
+
+    async def prune(self, before: float, max_bytes: int | None) -> Pruning:
+        async with self._pruning:
+            return await prune(self, before, max_bytes)
 
     async def close(self) -> None:
         pass  # there is nothing to let go of

@@ -17,14 +17,16 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import apsw
 
+from aios.abi.calls import Pruning
 from aios.drivers.journal.content import Content
 from aios.drivers.journal.migrations import migrate
+from aios.drivers.journal.pruning import prune
 from aios.drivers.journal.questions import LAST, Questions, image
 from aios.drivers.journal.rows import Rows
 from aios.drivers.journal.troubles import UNREADABLE, sentence
@@ -33,6 +35,7 @@ from aios.ports import Image, Record
 
 T = TypeVar("T")
 Append = tuple[Sequence[Record], asyncio.Future[None]]
+Step = Callable[[], None]
 
 BUSY_MS = 5_000  # how long to wait for a person who has the file open in another program
 QUIET_TURNS = 2  # of the loop: a task that was just woken appends in the second
@@ -55,13 +58,14 @@ class SqliteJournal(Questions):
         except BaseException:
             os.close(self._lock)
             raise
-        self._content = Content(self._connection)
+        self.content = Content(self._connection)
         self._waiting: list[Append] = []  # appended in this turn of the loop
-        self._queue: queue.SimpleQueue[list[Append] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Append] | Step | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
         self._readers = ThreadPoolExecutor(READERS, "journal-reader")
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()  # connections of readers
+        self._pruning = asyncio.Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -96,31 +100,34 @@ class SqliteJournal(Questions):
 
     def _write(self) -> None:
         """The writer: until None, take what is there, commit it, answer it."""
-        going_on = True
-        while going_on:
+        taken: list[Append] | Step | None = []
+        while taken is not None:
             group: list[Append] = []
             taken = self._queue.get()
-            while taken is not None:
+            while isinstance(taken, list):
                 group += taken
                 if self._queue.empty():  # only this thread takes
                     break
                 taken = self._queue.get()
-            going_on = taken is not None
-            if not group:
-                continue
-            trouble = self._commit(records for records, _ in group)
-            if trouble is None or len(group) == 1:
-                _answer_there([future for _, future in group], trouble)
-                continue
-            for records, future in group:  # one at a time, so that it fails only those concerned
-                _answer_there([future], self._commit([records]))
+            if group:
+                self._commit_group(group)
+            if callable(taken):
+                taken()
+
+    def _commit_group(self, group: list[Append]) -> None:
+        trouble = self._commit(records for records, _ in group)
+        if trouble is None or len(group) == 1:
+            _answer_there([future for _, future in group], trouble)
+            return
+        for records, future in group:  # one at a time, so that it fails only those concerned
+            _answer_there([future], self._commit([records]))
 
     def _commit(self, appends: Iterable[Sequence[Record]]) -> str | None:
         """One transaction; None when it is durable, else what went wrong, in a sentence."""
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
-            rows = Rows(self._connection, self._content, self._last_seq)
+            rows = Rows(self._connection, self.content, self._last_seq)
             for records in appends:
                 rows.take(records)
             rows.write()
@@ -137,7 +144,31 @@ class SqliteJournal(Questions):
                 self._connection.execute("ROLLBACK")
         except apsw.Error:
             pass  # the next BEGIN says what is wrong, to somebody who can be told
-        self._content.forget()
+        self.content.forget()
+
+    async def step(self, work: Callable[[Any], T]) -> T:
+        """Have the writer do this between two groups, in a transaction of its own."""
+        outcome: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                result = work(self._connection)
+                self._connection.execute("COMMIT")
+            except Exception as error:  # noqa: BLE001 (who waits for it must hear it)
+                self._roll_back()
+                known = isinstance(error, UNREADABLE)
+                outcome.set_exception(StoreFailed(sentence(self._path, error)) if known else error)
+            else:
+                outcome.set_result(result)
+
+        self._check_open()
+        self._queue.put(run)
+        return await asyncio.wrap_future(outcome)
+
+    async def prune(self, before: float, max_bytes: int | None) -> Pruning:
+        async with self._pruning:
+            return await prune(self, before, max_bytes)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -163,9 +194,12 @@ class SqliteJournal(Questions):
             except UNREADABLE as error:
                 raise StoreFailed(sentence(self._path, error)) from error
 
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreFailed(f"the journal {self._path} is closed: start the kernel again.")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     def _reading(self) -> Any:
         try:
