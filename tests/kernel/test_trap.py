@@ -91,7 +91,7 @@ async def test_a_context_grows_by_what_was_said_and_heard() -> None:
 async def test_a_failed_generation_leaves_its_context_alone() -> None:
     async with machine(core=ScriptedCore(context_tokens=10)) as kernel:
         pid = await child(kernel)
-        with pytest.raises(ContextOverflow, match="window of scripted is 10"):
+        with pytest.raises(ContextOverflow, match="window is 10"):
             await kernel.trap(pid, abi.Generate(messages=user("word " * 20)))
         report = await kernel.trap(pid, abi.GetContext(messages=True))
         assert isinstance(report, abi.ContextReport)

@@ -129,7 +129,7 @@ class Processes:
             process.model = spawned.model or parent.model
             parent.children[process.pid] = process
         if spawned.rights is not None:
-            wanted = frozenset(spawned.rights)
+            wanted = access.asked(spawned)
             process.rights = wanted if process.rights is None else wanted & process.rights
         self.table[process.pid] = process
         own = GrantRow(f"pid:{process.pid}", access.ANY, f"tree:{process.pid}")
@@ -255,13 +255,15 @@ class Processes:
         A process with calls that have to be settled first stays suspended.
         """
         kernel = self._kernel
+        process.awaits_launch, process.os = False, None
         await kernel.trace.durable()
         if await self.look_back(process):
             return
-        process.awaits_launch = False
+        sealed = await kernel.journal.environment(process.pid)
+        if process.state == "zombie":
+            return
         process.lives += 1
         process.exit_status, process.exit_reason, process.result = None, "", None
-        sealed = await kernel.journal.environment(process.pid)
         try:
             given = kernel.vault.open(process.user, sealed) if sealed else b"{}"
             kernel.trace.emit(
@@ -282,6 +284,8 @@ class Processes:
             return
         if process.state != "new" and process.budget.seconds is not None:
             self.count_seconds(process)
+        if "budget" in process.reasons:
+            self.at_cap.add(process)
         if process.argv:
             return
         if process.state != "new":
@@ -355,7 +359,7 @@ class Processes:
         process.pending = {call.start.id: call.start.name for call in begun}
         for call in begun:
             if not is_replayed(call.start.name):
-                self._end_call(process, call.start.id, call.start.name, STOPPED)
+                self.end_pending(process, call.start.id, STOPPED)
         children = {child.by: child for child in self if child.by}
         for call in begun:
             if child := children.get(call.start.id):  # its effect is there, so it had its result
@@ -655,13 +659,13 @@ class Processes:
         for unknown in process.unknown.values():
             unknown.answer(over)
         process.unknown.clear()
-        for call, name in list(process.pending.items()):
-            self._end_call(process, call, name, over.message)
+        for call in list(process.pending):
+            self.end_pending(process, call, over.message)
         process.replay = None
 
-    def _end_call(self, process: Process, call: str, name: str, reason: str) -> None:
+    def end_pending(self, process: Process, call: str, reason: str) -> None:
         """End a call of a dead life that none comes back to."""
-        del process.pending[call]
+        name = process.pending.pop(call)
         end = CallEnd(call, "cancelled", self._kernel.clock.now(), None, reason)
         self._kernel.trace.emit(
             ev.CallCancelled, process.pid, end, call=call, name=name, reason=reason

@@ -19,7 +19,7 @@ from aios.abi.messages import Usage
 from aios.kernel.context import Context
 from aios.kernel.process import Process
 from aios.kernel.processes import STOPPED
-from aios.ports import CallEnd, ContextRow, Forget, Image, ProcessRow, Started
+from aios.ports import ContextRow, Forget, Image, ProcessRow, Started
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -40,6 +40,9 @@ def restore(kernel: Kernel, image: Image) -> list[ProcessRow]:
         parent = processes.get(row.parent) if row.parent is not None else None
         if parent is not None:
             processes.link(processes.find(row.pid), parent)
+    for call in image.open_calls:
+        if caller := processes.get(call.pid):
+            caller.pending[call.id] = call.name
     _contents(kernel, image)
     for row in image.processes:
         process = processes.find(row.pid)
@@ -55,13 +58,6 @@ def restore(kernel: Kernel, image: Image) -> list[ProcessRow]:
                 del process.parent.children[process.pid]
             processes.link(process, kernel.keys.login(process.user))
         processes.go_on(process)
-    logins = {p.pid for p in processes if p.parent is None}
-    for call in image.open_calls:
-        if call.pid in logins or processes.get(call.pid) is None:  # its caller was a connection
-            end = CallEnd(call.id, "cancelled", kernel.clock.now(), None, STOPPED)
-            kernel.trace.emit(
-                ev.CallCancelled, call.pid, end, call=call.id, name=call.name, reason=STOPPED
-            )
     with_calls = {call.pid for call in image.open_calls}
     return sorted(programs, key=lambda row: (row.pid not in with_calls, row.pid))
 
@@ -72,6 +68,8 @@ def _is_orphan(process: Process) -> bool:
 
 def _restore_login(kernel: Kernel, login: Process) -> None:
     """A login goes on if there is something to go on with; else the next request makes one."""
+    for call in list(login.pending):  # who made it was a connection
+        kernel.processes.end_pending(login, call, STOPPED)
     keeps = login.contexts or any(child.state != "zombie" for child in login.children.values())
     if login.state == "zombie":
         kernel.trace.record(Forget(login.pid))
@@ -126,10 +124,12 @@ async def resume(kernel: Kernel, programs: list[ProcessRow]) -> None:
 
 
 async def _resume(kernel: Kernel, row: ProcessRow) -> None:
-    process = kernel.processes.find(row.pid)
+    process = kernel.processes.get(row.pid)
+    if process is None:
+        return
     if row.os_pid is not None and row.os_started is not None:
         await kernel.programs.end_survivor(Started(row.os_pid, row.os_started))
-    if process.state == "zombie":
+    if process.state == "zombie" or not process.awaits_launch:
         return
     if process.is_suspended:  # its program starts when it goes on; what is unknown shows at once
         await kernel.processes.look_back(process)
