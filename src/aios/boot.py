@@ -7,11 +7,13 @@ import getpass
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aios.config import Config, Paths
 from aios.drivers.clock import SystemClock
 from aios.drivers.cores.llama.core import LlamaCore
 from aios.drivers.journal.sqlite import SqliteJournal
+from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.programs import OsPrograms
 from aios.drivers.vault import KeyFiles
 from aios.kernel.kernel import Kernel
@@ -51,6 +53,21 @@ class LocalCores:
         return core
 
 
+class _Absent:
+    def ended(self, pid: int) -> list[Any]:
+        return []
+
+    forgotten = ended
+
+    async def copy(self, *args: Any) -> list[Any]:
+        return []
+
+    rewind = copy
+
+    async def size(self, owner: str) -> int:
+        return 0
+
+
 @asynccontextmanager
 async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
     """A running kernel; at the end of the block it ends its processes and closes its files."""
@@ -65,8 +82,8 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
         cores,
         programs,
         clock,
-        object(),  # memory and files: their rooms put them here
-        object(),
+        SqliteMemory(journal.read, journal.append, settings=config.memory),
+        _Absent(),  # files: their room puts them here
         KeyFiles(paths.keys),
         user=getpass.getuser(),
         snapshots=str(paths.snapshots),

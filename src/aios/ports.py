@@ -710,6 +710,14 @@ class Embedded(Struct, frozen=True):
     tokens: int
 
 
+class EmbedderFiles(Struct, frozen=True):
+    """An embedder that is here: its model's id, and the paths of graph (ONNX) and tokenizer."""
+
+    model: str
+    graph: str
+    tokenizer: str
+
+
 class Embedder(Protocol):
     """Makes vectors of texts, such that what means nearly the same lies near.
 
@@ -739,6 +747,9 @@ class Embedder(Protocol):
 
 class Files(Protocol):
     """Volumes of versioned files. It plans, as Memory does."""
+
+    async def size(self, owner: str) -> int:
+        """What an owner's volume takes, in bytes."""
 
     def ended(self, pid: int) -> list[Record]:
         """What is to be done with the volume of a process that has ended."""

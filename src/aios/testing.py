@@ -27,6 +27,8 @@ from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
 from aios.drivers.journal.memory import MemoryJournal
+from aios.drivers.journal.sqlite import SqliteJournal
+from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.vault import FernetVault
 from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall, NotFound
 from aios.kernel.kernel import Kernel
@@ -36,7 +38,6 @@ from aios.ports import (
     Clock,
     Core,
     Frozen,
-    Journal,
     Paged,
     Programs,
     Prompt,
@@ -443,9 +444,8 @@ class _Absent:
 
     rewind = copy
 
-    async def start(self) -> None: ...
-
-    close = start
+    async def size(self, owner: str) -> int:
+        return 0
 
 
 class TestKernel(Kernel):
@@ -461,7 +461,7 @@ async def machine(
     *,
     core: Core | None = None,
     cores: ScriptedCores | None = None,
-    journal: Journal | None = None,
+    journal: SqliteJournal | MemoryJournal | None = None,
     programs: Programs | None = None,
     clock: Clock | None = None,
     vault: Vault | None = None,
@@ -469,14 +469,15 @@ async def machine(
     snapshots: Path | None = None,
 ) -> AsyncIterator[TestKernel]:
     """A kernel in this process on fakes (or on what is given), with a user ``ann`` and her key."""
+    config, journal = config or Config(), journal or MemoryJournal()
     kernel = TestKernel(
-        config or Config(),
-        journal or MemoryJournal(),
+        config,
+        journal,
         cores or ScriptedCores(core or ScriptedCore(script)),
         programs or ScriptedPrograms(),
         clock or SystemClock(),
-        _Absent(),  # memory and files: their rooms put them here
-        _Absent(),
+        SqliteMemory(journal.read, journal.append, settings=config.memory),
+        _Absent(),  # files: their room puts them here
         vault or FernetVault(named_key),
         user="ann",
         snapshots=str(snapshots or "."),
