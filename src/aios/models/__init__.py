@@ -1,6 +1,18 @@
 """Models: which are known, and how one gets here."""
 
-from aios.models.catalogue import CATALOGUE, CatalogueModel, Wheel
-from aios.models.store import ModelFile, ModelStore, Progress
+from aios.models.catalogue import CATALOGUE, EMBEDDER, CatalogueEmbedder, CatalogueModel, Wheel
+from aios.models.embedder import EmbedderStore
+from aios.models.room import Progress
+from aios.models.store import ModelFile, ModelStore
 
-__all__ = ["CATALOGUE", "CatalogueModel", "ModelFile", "ModelStore", "Progress", "Wheel"]
+__all__ = [
+    "CATALOGUE",
+    "EMBEDDER",
+    "CatalogueEmbedder",
+    "CatalogueModel",
+    "EmbedderStore",
+    "ModelFile",
+    "ModelStore",
+    "Progress",
+    "Wheel",
+]

