@@ -56,6 +56,10 @@ class Paths(Struct, frozen=True):
         return self.shared_models or self.cache / "models"
 
     @property
+    def embedder(self) -> Path:
+        return self.models / "embedder"
+
+    @property
     def socket(self) -> Path:
         return self.runtime / "aios.sock"
 
@@ -165,12 +169,20 @@ class Memory(Struct, frozen=True):
     cache_mb: Natural = 256  # of vectors in RAM, 1.5 KB a record; beyond it they are read again
 
 
+class Journal(Struct, frozen=True):
+    """What is kept of history; what living processes need stays, whatever it takes."""
+
+    keep_days: Annotated[float, Meta(gt=0)] = 30.0  # of events, and of calls that no replay needs
+    max_mb: Positive = 4_096  # of the file: what a laptop can spare; the oldest goes first
+
+
 class Config(Struct, frozen=True):
     kernel: Kernel = Kernel()
     scheduler: Scheduler = Scheduler()
     core: Core = Core()
     server: Server = Server()
     memory: Memory = Memory()
+    journal: Journal = Journal()
 
 
 class Setting(Struct, frozen=True):

@@ -6,16 +6,20 @@ import asyncio
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import pytest
 from journals import Disk, call, end, process, started, tokens
 
 from aios.abi.calls import Pruning
 from aios.drivers.journal.memory import MemoryJournal
-from aios.drivers.journal.pruning import PACKED_EVENTS, PLAIN_EVENTS
+from aios.drivers.journal.pruning import PACKED_EVENTS, PLAIN_EVENTS, prune
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.ports import CallEnd, CallRow, ContextRow, Forget, Record, Rewind, SnapshotRow
 
+T = TypeVar("T")
 AnyJournal = SqliteJournal | MemoryJournal
 
 
@@ -177,6 +181,35 @@ async def test_content_that_is_used_while_it_is_looked_for_stays(disk: Disk) -> 
                 6,
             ]
             assert all(h.end and h.end.reply for h in past)
+
+
+class Meddler:
+    """A journal that is appended to right after it was read for the n-th time."""
+
+    def __init__(self, journal: MemoryJournal, records: list[Record], n: int) -> None:
+        self.journal, self.content, self._records, self._left = journal, journal.content, records, n
+
+    async def read(self, query: Callable[[Any], T]) -> T:
+        found = await self.journal.read(query)
+        if not self._left:
+            await self.journal.append(self._records)
+        self._left -= 1
+        return found
+
+    async def step(self, work: Callable[[Any], T]) -> T:
+        return await self.journal.step(work)
+
+
+@pytest.mark.parametrize("n", range(6))
+async def test_content_that_is_used_right_after_it_was_found_unused_stays(n: int) -> None:
+    journal = MemoryJournal()
+    messages = (text(1, 300), text(2, 300))
+    await journal.append([CallRow("c1", 2, "generate", 1.0, b"{}", messages), Forget(2)])
+    again: list[Record] = [process(1), CallRow("c2", 1, "generate", 1.0, b"{}", messages)]
+    meddler = Meddler(journal, again, n)
+    await prune(meddler, 0.0, None)
+    (history,) = await journal.calls(1)
+    assert history.start.request.count(b"data") == 2
 
 
 async def test_snapshots_of_forgotten_processes_go_with_their_files(

@@ -99,6 +99,8 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.GetLog: Entry(machine.sys_get_log, "aid", "none", looks=True),
     abi.GetScheduler: Entry(machine.sys_get_scheduler, "self", "none", looks=True),
     abi.SetScheduler: Entry(machine.sys_set_scheduler, "machine", "idempotent"),
+    abi.GetJournal: Entry(machine.sys_get_journal, "machine", "none", looks=True),
+    abi.PruneJournal: Entry(machine.sys_prune_journal, "machine", "idempotent"),
     abi.KeyNew: Entry(access.sys_key_new, "machine", "once"),
     abi.KeyRevoke: Entry(access.sys_key_revoke, "machine", "idempotent"),
     abi.KeyList: Entry(access.sys_key_list, "machine", "none", looks=True),

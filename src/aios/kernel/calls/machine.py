@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +18,7 @@ from aios.ports import EVERY_CALL, CallFilter, CallHistory
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
+DAY_S = 86_400.0
 NAME_CHARACTERS = 200  # of an event's name: events hold sizes and ids, contents are data
 
 
@@ -92,6 +94,26 @@ async def sys_get_log(
     ended = target.state == "zombie"
     text, offset = await kernel.programs.log(target.pid, request.offset)
     return abi.Log(text, offset, ended)
+
+
+async def sys_get_journal(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.GetJournal
+) -> abi.JournalReport:
+    return await kernel.journal.report()
+
+
+async def sys_prune_journal(
+    kernel: Kernel, call: OpenCall, target: Process, request: abi.PruneJournal
+) -> abi.Pruning:
+    kept = kernel.config.journal
+    days = kept.keep_days if request.days is None else request.days
+    limit = kept.max_mb << 20 if request.max_bytes is None else request.max_bytes
+    if not 0 <= days < math.inf:
+        raise InvalidCall(f"days is {days:g}: give 0 or more of them, or leave it out.")
+    if limit < 0:
+        raise InvalidCall(f"max_bytes is {limit}: give 0 or more, or leave it out.")
+    await kernel.trace.durable()  # what was said until now may go as well
+    return await kernel.journal.prune(kernel.clock.now() - days * DAY_S, limit)
 
 
 async def sys_get_scheduler(
