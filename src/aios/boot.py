@@ -12,12 +12,13 @@ from typing import Any
 from aios.config import Config, Paths
 from aios.drivers.clock import SystemClock
 from aios.drivers.cores.llama.core import LlamaCore
+from aios.drivers.embedder.minilm import MiniLM
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.programs import OsPrograms
 from aios.drivers.vault import KeyFiles
 from aios.kernel.kernel import Kernel
-from aios.models import ModelStore
+from aios.models import EmbedderStore, ModelStore
 from aios.ports import Core
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "AIOS_HOME")
@@ -76,13 +77,14 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
     journal = SqliteJournal(paths.journal)
     programs = OsPrograms(paths.logs)
     cores = LocalCores(ModelStore(paths.models), config)
+    embedder = MiniLM(EmbedderStore(paths.embedder).find)
     kernel = Kernel(
         config,
         journal,
         cores,
         programs,
         clock,
-        SqliteMemory(journal.read, journal.append, settings=config.memory),
+        SqliteMemory(journal.read, journal.append, embedder, config.memory),
         _Absent(),  # files: their room puts them here
         KeyFiles(paths.keys),
         user=getpass.getuser(),
@@ -94,3 +96,4 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
         yield kernel
     finally:
         await kernel.close()
+        await embedder.close()

@@ -5,7 +5,7 @@
         reply = await kernel.trap(pid, Generate(messages=(Message("user", "Capital of France?"),)))
 
 ScriptedCore answers from a script, token by token, at once; FakeClock moves when told;
-ScriptedPrograms are coroutines that play OS processes.
+ScriptedPrograms are coroutines that play OS processes; ScriptedEmbedder knows a few synonyms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import asyncio
 import base64
 import hashlib
 import json
+import math
 import re
+import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,13 +33,22 @@ from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.vault import FernetVault
-from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall, NotFound
+from aios.errors import (
+    Conflict,
+    ContextOverflow,
+    CoreFailed,
+    DriverError,
+    InvalidCall,
+    NotFound,
+)
 from aios.kernel.kernel import Kernel
 from aios.ports import (
     Abilities,
     Admitted,
     Clock,
     Core,
+    Embedded,
+    Embedder,
     Frozen,
     Paged,
     Programs,
@@ -428,6 +440,50 @@ class ScriptedPrograms:
         return self._tasks[pid]
 
 
+OTHER_WORDS = 64  # dimensions of a scripted embedder for words of no group
+
+
+class ScriptedEmbedder:
+    """An embedder that knows which words mean the same: each of *groups* is one of its dimensions.
+
+    ``ScriptedEmbedder("car automobile", "ship boat")``; other words fall into others by chance, and
+    weigh a tenth. A test may change ``model`` (None: not there), and set ``trouble`` to what it is to fail with.
+    """
+
+    name = "scripted"
+
+    def __init__(self, *groups: str, model: str | None = "scripted/1") -> None:
+        self._groups = [set(group.lower().split()) for group in groups]
+        self.dimensions = len(groups) + OTHER_WORDS
+        self.model = model
+        self.trouble = ""
+        self.embedded: list[str] = []  # all texts ever, in order
+
+    @property
+    def missing(self) -> str:
+        return "" if self.model else "the scripted embedder is not there, as it was told"
+
+    async def embed(self, texts: Sequence[str], *, background: bool = False) -> Embedded:
+        if self.model is None:
+            raise NotFound(f"texts cannot be embedded: {self.missing}.")
+        if self.trouble:
+            raise DriverError(self.trouble)
+        self.embedded += texts
+        words = [re.findall(r"\w+", text.lower()) for text in texts]
+        return Embedded(tuple(map(self._vector, words)), sum(map(len, words)))
+
+    def _vector(self, words: Sequence[str]) -> bytes:
+        counts = [0.0] * self.dimensions
+        for word in words or [""]:
+            known = [place for place, group in enumerate(self._groups) if word in group]
+            other = len(self._groups) + zlib.crc32(word.encode()) % OTHER_WORDS
+            counts[known[0] if known else other] += 10.0 if known else 1.0
+        length = math.sqrt(sum(count * count for count in counts))
+        return struct.pack(f"<{len(counts)}f", *(count / length for count in counts))
+
+    async def close(self) -> None: ...
+
+
 def named_key(user: str) -> bytes:
     """A user's key made of the name: what one machine of a test seals, the next one opens."""
     return base64.urlsafe_b64encode(hashlib.sha256(user.encode()).digest())
@@ -464,6 +520,7 @@ async def machine(
     journal: SqliteJournal | MemoryJournal | None = None,
     programs: Programs | None = None,
     clock: Clock | None = None,
+    embedder: Embedder | None = None,
     vault: Vault | None = None,
     config: Config | None = None,
     snapshots: Path | None = None,
@@ -476,7 +533,7 @@ async def machine(
         cores or ScriptedCores(core or ScriptedCore(script)),
         programs or ScriptedPrograms(),
         clock or SystemClock(),
-        SqliteMemory(journal.read, journal.append, settings=config.memory),
+        SqliteMemory(journal.read, journal.append, embedder, config.memory),
         _Absent(),  # files: their room puts them here
         vault or FernetVault(named_key),
         user="ann",

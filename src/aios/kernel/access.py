@@ -14,6 +14,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 
+from aios.abi.calls import SpawnAgent
 from aios.errors import NotFound, PermissionDenied
 from aios.kernel.process import Process
 from aios.ports import GrantRow
@@ -114,6 +115,18 @@ def sees(grants: Grants, caller: Process, target: Process, now: float) -> bool:
 
 def no_process(pid: int) -> NotFound:
     return NotFound(f"there is no process {pid} that you may see; `aios ps -a` lists yours.")
+
+
+def asked(spawned: SpawnAgent) -> frozenset[str]:
+    """The rights that a process is spawned with: those named, and what they cannot do without.
+
+    To generate is to keep one's contexts within their window, by the strategy that was chosen.
+    """
+    named = frozenset(spawned.rights or ())
+    if "generate" not in named:
+        return named
+    paging = {"mem_write"} if spawned.strategy == "page" else set()
+    return named | {"compact_context"} | paging
 
 
 def mint() -> str:
