@@ -95,6 +95,24 @@ async def test_a_prompt_longer_than_the_window_is_refused(core: Core) -> None:
         await core.admit(prompt("word " * (core.abilities.context_tokens + 10)))
 
 
+async def test_a_prompt_is_measured_as_it_is_admitted(core: Core) -> None:
+    tool = ToolSpec("look", "Look into a book.")
+    for asked in (prompt(), prompt(tools=(tool,)), prompt(tools=(tool,), tool_choice="none")):
+        measured = await core.measure(asked)
+        admitted = await core.admit(asked)
+        assert admitted.prompt_tokens == measured
+        await core.release(admitted.sequence)
+    assert (await core.residency()).sequences == 0
+
+
+async def test_any_length_can_be_measured(core: Core) -> None:
+    window = core.abilities.context_tokens
+    assert await core.measure(prompt("word " * (window + 10))) > window
+    longer = (Message("user", "One."), Message("assistant", "Two."), Message("user", "Three."))
+    lengths = [await core.measure(prompt(messages=longer[:count])) for count in (1, 2, 3)]
+    assert lengths == sorted(set(lengths))
+
+
 async def test_what_was_made_is_admitted_again_and_goes_on_the_same(core: Core) -> None:
     asked = prompt()
     text, tokens, reason = await whole(core, asked)

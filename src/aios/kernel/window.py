@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aios.abi.messages import Message
+from aios.errors import InvalidCall
 from aios.kernel.context import Turn
 
+SMALLEST = 16  # tokens of a window: a few words and a few for the answer
 TURN_BYTES = 24  # what a template adds to a turn weighs about as much as so many bytes of text
 ANSWER = 8  # an answer without a max_tokens is left one part in so many of the window
 
@@ -39,6 +41,13 @@ class Cut(NamedTuple):
 
     gone: tuple[Turn, ...]
     place: float
+
+
+def check_size(tokens: int | None, most: int | None = None) -> None:
+    """InvalidCall for a window that is too small, or wider than the model's."""
+    if tokens is not None and (tokens < SMALLEST or (most is not None and tokens > most)):
+        range_of = f"{SMALLEST} tokens or more" if most is None else f"{SMALLEST} to {most} tokens"
+        raise InvalidCall(f"a window is {range_of}, not {tokens}.")
 
 
 def wanted(max_tokens: int | None, window: int) -> int:

@@ -9,7 +9,7 @@ from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi import wire
 from aios.errors import Conflict, InvalidCall, NotFound, PermissionDenied, QueueFull
-from aios.kernel import access
+from aios.kernel import access, window
 from aios.kernel.process import OpenCall, Process
 from aios.ports import MailRow, MailTaken
 
@@ -121,6 +121,7 @@ async def sys_spawn_agent(
     if request.model is not None:
         kernel.model_for(target, request.model)
     check_limits(request.budget)
+    window.check_size(request.window)
     if unknown := sorted(set(request.rights or ()) - abi.CALLS.keys()):
         raise InvalidCall(f"there is no call named {unknown[0]!r} to have a right to.")
     process = kernel.processes.create(target.user, target, request, call.id)
@@ -238,7 +239,16 @@ async def sys_set_budget(
 async def sys_get_usage(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.GetUsage
 ) -> abi.UsageReport:
-    return abi.UsageReport(target.pid, target.spent, target.left())
+    owner, taken = f"pid:{target.pid}", await kernel.programs.taken(target.pid)
+    return abi.UsageReport(
+        target.pid,
+        target.spent,
+        target.left(),
+        await kernel.memory.size(owner),
+        await kernel.files.size(owner),
+        taken.cpu_s,
+        taken.rss_bytes,
+    )
 
 
 # --- mail -----------------------------------------------------------------------------------------

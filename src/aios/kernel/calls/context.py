@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 COMPACTIONS = 3  # for one generation: a second one speaks in the same context meanwhile
-SMALLEST_WINDOW = 16  # tokens: a few words and a few for the answer
 
 
 async def sys_generate(
@@ -143,11 +142,7 @@ async def sys_exp_context(
 ) -> abi.ContextReport:
     work = await _work(kernel, call, target, _context(target, request.context, make=True))
     most = work.scheduler.core.abilities.context_tokens
-    if request.window is not None and not SMALLEST_WINDOW <= request.window <= most:
-        raise InvalidCall(
-            f"a window is {SMALLEST_WINDOW} to {most} tokens with {work.scheduler.name}, "
-            f"not {request.window}."
-        )
+    window.check_size(request.window, most)
     used = await work.length(work.context.turns)
     _set(work, window=most if request.window is None else request.window)
     return _report(work, used)
