@@ -447,8 +447,8 @@ class ScriptedEmbedder:
     """An embedder that knows which words mean the same: each of *groups* is one of its dimensions.
 
     ``ScriptedEmbedder("car automobile", "ship boat")``; other words fall into others by chance, and
-    weigh a tenth. A test may change ``model`` (None: not there), and set ``trouble`` to the sentence
-    that it is to fail with.
+    weigh a tenth. A test may change ``model`` (None: not there), and set ``trouble`` to a sentence:
+    then it fails with that.
     """
 
     name = "scripted"
