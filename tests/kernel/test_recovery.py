@@ -18,9 +18,11 @@ from aios.errors import OutcomeUnknown, ReplayDiverged
 from aios.kernel.trace import check_ends
 from aios.testing import (
     FakeClock,
+    Script,
     ScriptedCore,
     ScriptedPrograms,
     TestKernel,
+    echo,
     machine,
     settle,
     user,
@@ -53,17 +55,19 @@ def _fields(call: Any) -> dict[str, Any]:
 class World:
     """A machine that can be killed: each kernel starts on what the one before left on disk."""
 
-    def __init__(self, life: Life, *, gated: bool = True, quantum: int = 32) -> None:
+    def __init__(
+        self, life: Life, *, gated: bool = True, quantum: int = 32, script: Script = echo
+    ) -> None:
         self.config = Config(scheduler=Scheduler(quantum=quantum))
-        self.life = life
+        self.life, self.script = life, script
         self.journal = MemoryJournal()
-        self.core = ScriptedCore(gated=gated)
+        self.core = ScriptedCore(script, gated=gated)
         self.gated = gated
         self.lives: list[int] = []
 
     @asynccontextmanager
     async def kernel(self) -> AsyncIterator[TestKernel]:
-        self.core = ScriptedCore(gated=self.gated)
+        self.core = ScriptedCore(self.script, gated=self.gated)
         running: list[TestKernel] = []
 
         async def program(pid: int, env: dict[str, str]) -> int:

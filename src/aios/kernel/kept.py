@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -37,9 +38,27 @@ def row(id: str, pid: int, name: str, started_at: float, call: Call) -> CallRow:
     return CallRow(id, pid, name, started_at, wire.encode(call))
 
 
+@cache
+def _defaults(name: str) -> dict[str, Any]:
+    """The values of a call's fields that need not be said."""
+    kind = abi.CALLS.get(name)
+    fields = msgspec.structs.fields(kind) if kind else ()
+    return {
+        field.encode_name: wire.plain(field.default)
+        for field in fields
+        if field.default is not msgspec.NODEFAULT
+    }
+
+
 def canonical(request: dict[str, Any]) -> dict[str, Any]:
     """A request as plain data, with just what makes two of them the same."""
-    asked = {name: value for name, value in request.items() if name not in UNCOMPARED}
+    plain = _defaults(request.get("call", ""))
+    asked = {
+        name: value
+        for name, value in request.items()
+        # msgspec leaves a default out only if it is that very object
+        if name not in UNCOMPARED and not (name in plain and plain[name] == value)
+    }
     if asked.get("call") == "record":
         asked.pop("value", None)  # what was read outside is what replay is for
     sampling = asked.get("sampling")
