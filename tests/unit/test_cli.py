@@ -281,3 +281,23 @@ def test_bad_input_is_one_sentence(
     assert err.startswith("aios: ")
     assert err.count("\n") == 1
     assert err.endswith(".\n")
+
+
+def test_the_journal_can_be_looked_at_and_made_smaller(aios: Aios) -> None:
+    assert aios("run", "parrot.py", "Polly")[0] == 0
+    report = read(aios, "journal", "stats")
+    assert isinstance(report, dict)
+    assert report["rows"]["calls"] > 0
+    assert 1 <= report["first_event"] < report["last_event"]
+    code, out, _ = aios("journal", "stats")
+    assert (code, "of which" in out, "events" in out) == (0, True, True)
+    gone = read(aios, "journal", "prune", "--days", "0", "--max-size", "1M")
+    assert isinstance(gone, dict)
+    assert gone["events"] > 0
+    after = read(aios, "journal", "stats")
+    assert isinstance(after, dict)
+    assert after["first_event"] > report["last_event"] - 1
+    code, out, _ = aios("journal", "prune")
+    assert (code, "calls and" in out) == (0, True)
+    code, _, err = aios("journal", "prune", "--days", "-1")
+    assert (code, "days is -1: give 0 or more" in err) == (exits.USAGE.code, True)

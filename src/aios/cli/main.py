@@ -12,6 +12,7 @@ import typer
 from aios.cli import (
     budget,
     exits,
+    journal,
     key,
     lives,
     machine,
@@ -47,6 +48,7 @@ app.add_typer(budget.app, name="budget")
 app.add_typer(scheduler.app, name="sched")
 app.add_typer(model.app, name="model")
 app.add_typer(key.app, name="key")
+app.add_typer(journal.app, name="journal")
 app.add_typer(settings.app, name="config")
 
 

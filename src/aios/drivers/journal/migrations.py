@@ -14,13 +14,22 @@ APPLICATION = 0x61696F73  # "aios", in the file's header
 INCREMENTAL = 2  # auto_vacuum: the file shrinks in steps, when it is asked to
 
 
+def newest_version() -> int:
+    """Of the journals that this aios writes."""
+    return max(_scripts(SCHEMA))
+
+
+def _scripts(schema: Path) -> dict[int, Path]:
+    return {int(file.name[:4]): file for file in schema.glob("[0-9]*.sql")}
+
+
 def migrate(connection: Any, path: Path | None, schema: Path = SCHEMA) -> None:
     """Run what *path* has not had yet; the file as it was is kept beside it, named for its version.
 
     No path: a database in memory. SetupError if the file was written by a newer aios, or is some
     other program's.
     """
-    scripts = {int(file.name[:4]): file for file in sorted(schema.glob("[0-9]*.sql"))}
+    scripts = _scripts(schema)
     newest = max(scripts)
     version = connection.pragma("user_version")
     owner = connection.pragma("application_id")

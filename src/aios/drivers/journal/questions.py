@@ -37,6 +37,7 @@ from aios.ports import (
 T = TypeVar("T")
 
 NEWEST = (1 << 63) - 1  # above every number
+SAID_KEPT = 300  # conversations that are kept whole while a question is answered
 TAKEN_KEPT = 1_000  # ids of received mail for each process: as many as its mailbox holds
 
 LAST = """
@@ -75,6 +76,7 @@ SELECT packed, body FROM events
 WHERE first >= max({FROM}, (SELECT coalesce(max(first), 0) + 1 FROM events WHERE packed))
   AND instr(pids, ',' || :pid || ',')
 """
+EVERY_CALL = f"{CALL} WHERE :pid IS NULL OR pid = :pid ORDER BY number"
 CONTEXTS = """
 SELECT pid, context, position, born, packed, body FROM messages JOIN blobs ON id = message
 WHERE died IS NULL ORDER BY pid, context, position
@@ -159,6 +161,8 @@ class Contents:
             missing.append((turn, row[1]))
             turn = row[0]
         said = self._said[turn]
+        if len(self._said) > SAID_KEPT:
+            self._said = {0: b""}
         for turn, message in reversed(missing):
             said = self._said[turn] = (
                 said + b"," + self.blob(message) if said else self.blob(message)
@@ -277,12 +281,19 @@ def _calls(connection: Any, pid: int, which: CallFilter) -> list[CallHistory]:
     }
     contents = Contents(connection)
     rows = connection.execute(CALLS_OF, values)
-    histories: Iterable[CallHistory] = (_history(connection, contents, row) for row in rows)
+    found: Iterable[CallHistory] = (_history(connection, contents, row) for row in rows)
     if which.text is not None:
-        histories = (history for history in histories if _holds(history, which.text))
-    newest = list(islice(histories, which.limit))
+        found = (history for history in found if _holds(history, which.text))
+    newest = list(islice(found, which.limit))
     rows.close()
     return newest[::-1]
+
+
+def histories(connection: Any, pid: int | None) -> Iterator[CallHistory]:
+    """Every call, in order; of one process."""
+    contents = Contents(connection)
+    for row in connection.execute(EVERY_CALL, {"pid": pid}):
+        yield _history(connection, contents, row)
 
 
 def _call(contents: Contents, row: Sequence[Any]) -> CallRow:
