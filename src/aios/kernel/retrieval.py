@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 QUERY = 500  # characters of what was said that are looked up: more would find anything
 PASSAGE = 1_000  # characters of one finding
-TRIES = 6  # at making it short enough; a token is about TOKEN characters
-TOKEN = 4
+TOKEN = 6  # characters, rarely more: where the first try at a text of so many tokens begins
+TRIES = 6  # at making it short enough
+BEGINNING = 24  # characters of a finding, at least: fewer say nothing
 HEAD = "Found in memory and files, perhaps of use for what comes next:"
 
 
@@ -136,7 +137,7 @@ def _text(found: Sequence[Finding], size: int) -> str | None:
     for finding in found:
         line = f"- ({finding.source}) {' '.join(finding.text[:PASSAGE].split())}"
         if len(line) + 1 > left:
-            if left > len(finding.source) + TOKEN * 10:  # a beginning is better than nothing
+            if left > len(finding.source) + BEGINNING:  # a beginning is better than nothing
                 lines.append(f"{line[: left - 2]}…")
             break
         lines.append(line)
