@@ -26,6 +26,7 @@
     │  └─ OutcomeUnknown      409 a crash hid whether its effect happened
     ├─ SetupError             500 this machine cannot run aios as asked (CLI and daemon)
     │  └─ NotRunning          503 no kernel answers here (SDK and CLI)
+    │     └─ Stopping         503 the kernel goes away in the middle of a call
     └─ KernelBug              500 an invariant broke; never caught inside the kernel
 
 A message is one sentence: what was wrong, with the value, and what to do.
@@ -146,6 +147,10 @@ class SetupError(AiosError):
 
 class NotRunning(SetupError):
     code, status, retryable = "not_running", 503, True
+
+
+class Stopping(NotRunning):
+    code = "stopping"
 
 
 class KernelBug(AiosError):

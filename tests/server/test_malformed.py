@@ -104,7 +104,7 @@ async def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
         f"GET /healthz HTTP/1.1\r\n{head}\r\n"
         f"GET /api/nothing HTTP/1.1\r\n{head}Connection: close\r\n\r\n".encode()
     )
-    places = [answers.index(part) for part in (b'"list"', b'{"ok":true}', b"unknown_route")]
+    places = [answers.index(part) for part in (b'"list"', b'"ok":true', b"unknown_route")]
     assert places == sorted(places)
 
 

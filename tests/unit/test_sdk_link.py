@@ -5,12 +5,21 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import aios
-from aios.abi.calls import Aid, GetAid, SendMessage, Sent
-from aios.errors import AiosError, ConnectionLost, NotRunning, SetupError, Unauthenticated
+from aios.abi.calls import Aid, Done, Generate, GetAid, SendMessage, Sent, ToolReturn
+from aios.abi.messages import Message
+from aios.errors import (
+    AiosError,
+    ConnectionLost,
+    NotRunning,
+    SetupError,
+    Stopping,
+    Unauthenticated,
+)
 from aios.sdk import address
 from aios.sdk.address import Address
 from aios.sdk.link import Link
@@ -18,25 +27,43 @@ from aios.sdk.link import Link
 AID = b'{"aid":7}'
 
 
+class Restart(NamedTuple):
+    """The kernel dies and is started again; said is what still came of the answer."""
+
+    said: bytes = b""
+
+
 class FrailServer:
-    """Answers requests with what is in ``answers``; None hangs up without a word."""
+    """Answers requests with what is in ``answers``; None hangs up without a word.
+
+    Restart hangs up as well, and from then on the kernel is another.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.answers: list[bytes | None] = []
+        self.answers: list[bytes | Restart | None] = []
+        self.boot = b"first"
         self.requests: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                if head.startswith(b"GET /healthz "):
+                    writer.write(ok(b'{"ok":true,"boot":"%s"}' % self.boot))
+                    continue
                 length = int(head.lower().partition(b"content-length:")[2].split()[0])
                 self.requests.append(await reader.readexactly(length))
                 answer = self.answers.pop(0)
+                if isinstance(answer, Restart):
+                    self.boot, answer = b"second", answer.said
+                    if answer:
+                        writer.write(answer)
+                    break
                 if answer is None:
                     break
                 writer.write(answer)
                 await writer.drain()
-        except asyncio.IncompleteReadError:
+        except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has gone
         finally:
             writer.close()
@@ -77,6 +104,133 @@ async def test_a_lost_effect_is_not_repeated(server: FrailServer, link: Link) ->
     with pytest.raises(ConnectionLost, match="in the middle of a call"):
         await link.trap(SendMessage(to=1, body=1), Sent, "k")
     assert len(server.requests) == 2
+
+
+# --- a kernel that is started again ---------------------------------------------------------------
+
+SEND = SendMessage(to=1, body=1, path="3")
+SENT = ok(b'{"id":"m1"}')
+
+
+async def test_a_replayed_call_is_made_again_in_another_kernel(
+    server: FrailServer, link: Link
+) -> None:
+    server.answers = [Restart(), SENT]
+    assert await link.trap(SEND, Sent, "k", is_replayed=True) == Sent("m1")
+    assert len(server.requests) == 2
+    assert server.requests[0] == server.requests[1]
+
+
+async def test_but_not_in_the_one_that_may_have_made_it(server: FrailServer, link: Link) -> None:
+    server.answers = [None]
+    with pytest.raises(ConnectionLost, match="in the middle of a call"):
+        await link.trap(SEND, Sent, "k", is_replayed=True)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "is_replayed"),
+    [(SEND, False), (SendMessage(to=1, body=1), True)],
+    ids=["who", "where"],
+)
+async def test_nor_one_that_the_next_kernel_does_not_know_again(
+    server: FrailServer, link: Link, call: SendMessage, is_replayed: bool
+) -> None:
+    server.answers = [ok(AID), Restart()]
+    await link.trap(GetAid(), Aid, "k")
+    with pytest.raises(ConnectionLost):
+        await link.trap(call, Sent, "k", is_replayed=is_replayed)
+    assert len(server.requests) == 2
+
+
+async def test_a_kernel_that_says_that_it_stops_is_waited_for(
+    server: FrailServer, link: Link
+) -> None:
+    said = b'{"error":{"code":"stopping","message":"the daemon is stopping."}}'
+    refusal = b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\n\r\n%s" % (len(said), said)
+    server.answers = [Restart(refusal), SENT, Restart(refusal)]
+    assert await link.trap(SEND, Sent, "k", is_replayed=True) == Sent("m1")
+    with pytest.raises(Stopping, match="the daemon is stopping"):
+        await link.trap(SEND, Sent, "k")
+    assert len(server.requests) == 3
+
+
+async def test_what_a_program_says_of_its_tools_is_said_again(
+    server: FrailServer, link: Link
+) -> None:
+    server.answers = [Restart(), ok(b"{}"), Restart(), ok(b"{}")]
+    for _ in range(2):
+        server.boot = b"first"
+        again = Link(link.address)
+        await again.trap(ToolReturn(id="c1", content="x"), Done, "k", is_replayed=True)
+        await again.close()
+    assert len(server.requests) == 4
+
+
+async def test_two_restarts_in_one_call(server: FrailServer, link: Link) -> None:
+    server.answers = [Restart(), Restart(), SENT]
+    calling = asyncio.ensure_future(link.trap(SEND, Sent, "k", is_replayed=True))
+    while len(server.requests) < 2:  # noqa: ASYNC110 (another task)
+        await asyncio.sleep(0)
+        if server.boot == b"second" and len(server.requests) == 1:
+            server.boot = b"between"
+    assert await calling == Sent("m1")
+
+
+def delta(text: str) -> bytes:
+    return b"event: delta\ndata: %s\n\n" % json.dumps({"text": text}).encode()
+
+
+def streamed(body: bytes) -> bytes:
+    """The head of a stream, and what has come of it so far: not its end."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    return b"%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (head, len(body), body)
+
+
+GENERATION = {
+    "call": "c1",
+    "model": "m",
+    "message": {"role": "assistant", "content": "one two three"},
+    "finish_reason": "stop",
+    "usage": {},
+}
+REPLY = b"event: reply\ndata: %s\n\n" % json.dumps(GENERATION).encode()
+
+
+async def test_a_stream_goes_on_where_it_was(server: FrailServer, link: Link) -> None:
+    whole = streamed(delta("on") + delta("e two th") + delta("ree") + REPLY)
+    server.answers = [Restart(streamed(delta("one ") + delta("tw"))), Restart(whole)]
+    call = Generate(messages=(Message("user", "count"),), path="0")
+    parts = [part async for part in link.stream(call, "k", is_replayed=True)]
+    assert [part.text for part in parts[:-1]] == ["one ", "tw", "o th", "ree"]  # type: ignore[union-attr]
+    assert parts[-1].message.content == "one two three"  # type: ignore[union-attr]
+
+
+async def test_following_events_goes_on_after_the_last_one(server: FrailServer) -> None:
+    """An event's number is where the next kernel is asked to go on."""
+    asked: list[bytes] = []
+    first = streamed(b'event: priority_changed\ndata: {"event":"priority_changed","seq":7,'
+                     b'"at":1.0,"pid":2,"priority":5}\n\n')  # fmt: skip
+    answers = [(b"first", first), (b"second", first.replace(b'"seq":7', b'"seq":8'))]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0]
+        if line.startswith(b"GET /healthz "):
+            boot = answers[min(len(asked), 1)][0]
+            writer.write(ok(b'{"ok":true,"boot":"%s"}' % boot))
+        else:
+            asked.append(line)
+            writer.write(answers[len(asked) - 1][1])
+        writer.close()
+
+    path = server.path.with_name("e")
+    async with await asyncio.start_unix_server(serve, path):
+        link = Link(Address(f"unix:{path}", "k", "here"))
+        events = link.events("k", after=3)
+        assert [(await anext(events)).seq, (await anext(events)).seq] == [7, 8]
+        await events.aclose()
+        await link.close()
+    assert [b"after=3" in asked[0], b"after=7" in asked[1]] == [True, True]
 
 
 async def test_a_stream_that_breaks_off_is_an_error(server: FrailServer, link: Link) -> None:

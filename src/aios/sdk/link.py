@@ -35,7 +35,7 @@ from aios.abi.calls import (
 )
 from aios.abi.events import Event
 from aios.abi.messages import Delta
-from aios.errors import AiosError, ConnectionLost, NotRunning, from_code
+from aios.errors import AiosError, ConnectionLost, NotRunning, Stopping, from_code
 from aios.sdk import place
 from aios.sdk.address import Address, not_running
 
@@ -139,8 +139,10 @@ class Link:
                         if told > shown or told == shown and not delta.text:
                             shown = told
                             yield _rest(delta, known)
-                failure = ConnectionLost("the kernel ended a stream before its last event.")
-            except ConnectionLost as error:
+                failure: AiosError = ConnectionLost(
+                    "the kernel ended a stream before its last event: ask again."
+                )
+            except (ConnectionLost, Stopping) as error:
                 failure = error
             if not (boot and await self._is_another(boot)):
                 raise failure
@@ -167,7 +169,7 @@ class Link:
                             after = event.seq
                             yield event
                 return
-            except (ConnectionLost, NotRunning):
+            except (ConnectionLost, NotRunning):  # Stopping is one of these
                 if not (boot and await self._is_another(boot)):
                     raise
                 boot = self._boot
@@ -203,23 +205,24 @@ class Link:
                     response = await self._http.request(
                         method, path, content=content, headers=self._with(key)
                     )
+                self._reached = True
+                if not response.is_error:
+                    return response
+                failure = _refusal(response)
+                if not isinstance(failure, Stopping):
+                    raise failure
             except httpx2.TransportError as error:
                 failure = self._explain(error)
-                until = until or clock.time() + RECONNECT_S
-                if not self._reached or clock.time() + pause_s > until:
-                    raise failure from error
-                if isinstance(failure, NotRunning) or again:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, PAUSES_S)
-                elif boot and await self._is_another(boot):
-                    boot, until, pause_s = self._boot, 0.0, PAUSE_S
-                else:
-                    raise failure from error
-                continue
-            self._reached = True
-            if response.is_error:
-                raise _refusal(response)
-            return response
+            until = until or clock.time() + RECONNECT_S
+            if not self._reached or clock.time() + pause_s > until:
+                raise failure
+            if again or type(failure) is NotRunning:  # it was not sent
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSES_S)
+            elif boot and await self._is_another(boot):
+                boot, until, pause_s = self._boot, 0.0, PAUSE_S
+            else:
+                raise failure
 
     async def _boot_for(self, call: Call, is_replayed: bool) -> str:
         """The start of the kernel that a call goes to, if it may be made again in another."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aios.abi import wire
 from aios.config import Server
-from aios.errors import AiosError, KernelBug
+from aios.errors import AiosError, KernelBug, Stopping
 from aios.kernel.kernel import Kernel
 from aios.server import edge
 from aios.server.exchange import Exchange, Gone, Receive, Scope, Send
@@ -74,7 +74,7 @@ class App:
             edge.check_host(headers)
         edge.check_origin(headers)
         if self._stopping:
-            raise edge.Stopping("the daemon is stopping: start it again with `aios up`.")
+            raise Stopping("the daemon is stopping: start it again with `aios up`.")
         if exchange.path == "/healthz":
             await exchange.answer(wire.encode({"ok": True, "boot": self._kernel.boot}))
             return
@@ -108,4 +108,4 @@ class App:
         """Refuse new requests and end the open ones; each gets an answer that says so."""
         self._stopping = True
         for exchange in list(self._open):
-            exchange.end(edge.Stopping("the daemon is stopping: this call was cancelled."))
+            exchange.end(Stopping("the daemon is stopping: this call was cancelled."))

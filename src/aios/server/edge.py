@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 
 from aios.errors import (
-    AiosError,
     CallError,
     InvalidCall,
     NotFound,
@@ -46,10 +45,6 @@ class NotJson(CallError):
 
 class TooLarge(CallError):
     code, status = "too_large", 413
-
-
-class Stopping(AiosError):
-    code, status, retryable = "stopping", 503, True
 
 
 def check_host(headers: Headers) -> None:
