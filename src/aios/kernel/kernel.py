@@ -59,6 +59,8 @@ from aios.ports import (
 )
 
 VERSION = "0.1.0"
+FIRST_PRUNE_S = 60.0  # after the start: first the agents, then the dust
+PRUNE_S = 3_600.0  # between two looks at what the journal need not keep
 
 
 class Kernel:
@@ -126,6 +128,19 @@ class Kernel:
         """Start the programs of a dead kernel again, in the background; once they can reach us."""
         programs, self._programs = self._programs, []
         self.spawn_task(recovery.resume(self, programs))
+        self.spawn_task(self._prune_now_and_then())
+
+    async def _prune_now_and_then(self) -> None:
+        """Keep the journal within what the settings say."""
+        kept = self.config.journal
+        await self.clock.sleep(FIRST_PRUNE_S)
+        while True:
+            before = self.clock.now() - kept.keep_days * 86_400
+            try:
+                await self.journal.prune(before, kept.max_mb << 20)
+            except StoreFailed:
+                pass  # those who write hear of it; the next hour tries again
+            await self.clock.sleep(PRUNE_S)
 
     # --- the door ---------------------------------------------------------------------------------
 
