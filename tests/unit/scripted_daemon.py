@@ -1,9 +1,11 @@
 """A daemon on the scripted core, as its own process: what the tests of the CLI talk to.
 
-    AIOS_HOME=... python tests/unit/scripted_daemon.py [SCRIPT]
+    AIOS_HOME=... python tests/unit/scripted_daemon.py [--durable] [SCRIPT]
 
 It does what ``aios.server.daemon`` does, with the core and journal of ``aios.testing``; real
 programs are started. SCRIPT is a JSON list of answers; else the core says back what it heard.
+With --durable the journal is a file, so that it may be killed and started again, and the core is
+gated: SIGUSR1 lets one slice run, SIGUSR2 all that will come.
 """
 
 from __future__ import annotations
@@ -17,21 +19,33 @@ import socket
 import sys
 
 from aios.config import Config, Paths
+from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.programs import OsPrograms
 from aios.server.app import App
 from aios.server.listener import Listener
-from aios.testing import echo, machine
+from aios.testing import ScriptedCore, echo, machine
+
+ALL = 1_000_000  # slices: more than any test runs
 
 
-async def serve(script: list[str] | None) -> None:
+async def serve(script: list[str] | None, durable: bool) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     paths, config = Paths.find(), Config()
     for folder in (paths.runtime, paths.keys, paths.snapshots, paths.logs):
         folder.mkdir(parents=True, exist_ok=True)
-    programs = OsPrograms(paths.logs)
-    async with machine(script or echo, programs=programs, snapshots=paths.snapshots) as kernel:
+    core = ScriptedCore(script or echo, gated=durable)
+    if durable:
+        for number, slices in ((signal.SIGUSR1, 1), (signal.SIGUSR2, ALL)):
+            asyncio.get_running_loop().add_signal_handler(number, core.step, slices)
+    async with machine(
+        core=core,
+        journal=SqliteJournal(paths.journal) if durable else None,
+        programs=OsPrograms(paths.logs),
+        snapshots=paths.snapshots,
+    ) as kernel:
+        paths.socket.unlink(missing_ok=True)  # of one that was killed
         unix = socket.socket(socket.AF_UNIX)
         unix.bind(str(paths.socket))
         tcp = socket.create_server(("127.0.0.1", 0))
@@ -53,4 +67,5 @@ async def serve(script: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(json.loads(sys.argv[1]) if len(sys.argv) > 1 else None))
+    words = [word for word in sys.argv[1:] if word != "--durable"]
+    asyncio.run(serve(json.loads(words[0]) if words else None, "--durable" in sys.argv))

@@ -732,7 +732,11 @@ class FileVersion(Struct, frozen=True, omit_defaults=True):
 
 
 class StoredFile(Reply, frozen=True, omit_defaults=True):
-    """A part of a file; text if it is UTF-8 and was asked for as text, else content."""
+    """A part of a file; text if it is UTF-8 and was asked for as text, else content.
+
+    bytes is the size of the whole file. mount is the directory that it lies in, if it is not in the
+    volume itself; its version is then the time of its last change, in nanoseconds.
+    """
 
     path: str
     volume: str
@@ -741,6 +745,7 @@ class StoredFile(Reply, frozen=True, omit_defaults=True):
     offset: int = 0
     text: str | None = None
     content: Data = b""
+    mount: str = ""
 
 
 class StoredVersion(Reply, frozen=True, omit_defaults=True):
@@ -757,6 +762,8 @@ class StoredVersion(Reply, frozen=True, omit_defaults=True):
 
 
 class FileInfo(Struct, frozen=True, omit_defaults=True):
+    """A file or a directory in a volume; aid is who wrote it last, mount where it really lies."""
+
     path: str
     kind: Literal["file", "directory"] = "file"
     bytes: int = 0
@@ -786,6 +793,8 @@ class FileDiff(Reply, frozen=True, omit_defaults=True):
 
 
 class FileHit(Struct, frozen=True, omit_defaults=True):
+    """A passage of a file. score is 0 to 1; words and meaning are its parts; why says it."""
+
     path: str
     volume: str
     version: int
@@ -798,6 +807,8 @@ class FileHit(Struct, frozen=True, omit_defaults=True):
 
 
 class FileHits(Reply, frozen=True, omit_defaults=True):
+    """note says what was not done (no embedder, vectors being made, mounted directories)."""
+
     hits: tuple[FileHit, ...]
     note: str = ""
 
@@ -933,13 +944,28 @@ class StoRollback(Call, frozen=True, kw_only=True):
     time: float | None = None
 
 
+class FileDraft(Struct, frozen=True, omit_defaults=True):
+    """A change of one file: text or content to write there; with neither it is deleted."""
+
+    path: str
+    text: str | None = None
+    content: bytes | None = None
+    expect: int | None = None
+    append: bool = False
+
+
 class StoCommit(Call, frozen=True, kw_only=True):
-    """Write all that is staged in a volume as one version, or (discard) forget it."""
+    """Write all that is staged in a volume, and changes, as one version; or (discard) forget it.
+
+    What is staged belongs to the process that staged it; paths takes only what concerns these.
+    """
 
     reply = StoredVersion
     aid: int | None = None
     volume: str = "process"
     message: str = ""
+    changes: tuple[FileDraft, ...] = ()
+    paths: tuple[str, ...] = ()
     discard: bool = False
 
 
@@ -1038,9 +1064,14 @@ class ToolCall(Call, frozen=True, kw_only=True):
 
 
 class ToolNext(Call, frozen=True, kw_only=True):
-    """Wait for the next invocation of one of the caller's own tools."""
+    """Wait for the next invocation of one of the caller's own tools.
+
+    busy are those that it works on: any other that it was given, but did not get because the kernel
+    died, is given again.
+    """
 
     reply = ToolInvocation
+    busy: tuple[str, ...] = ()
 
 
 class ToolReturn(Call, frozen=True, kw_only=True):

@@ -84,6 +84,7 @@ class Workshop:
     def __init__(self, me: Me) -> None:
         self._me = me
         self._tools: dict[str, Tool[..., Any]] = {}
+        self._busy: set[str] = set()  # calls of them that were taken and not answered yet
         self._service: asyncio.Task[None] | None = None
 
     async def offer(self, tools: Iterable[Tool[..., Any]]) -> None:
@@ -131,7 +132,9 @@ class Workshop:
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             while True:
-                group.create_task(self._carry_out(await self._me.call(ToolNext())))
+                invocation = await self._me.call(ToolNext(busy=tuple(self._busy)), ToolInvocation)
+                self._busy.add(invocation.id)
+                group.create_task(self._carry_out(invocation))
 
     async def _carry_out(self, invocation: ToolInvocation) -> None:
         # its call's number: the same in a next life, which is handed only what has no result yet
@@ -143,6 +146,7 @@ class Workshop:
             content, is_error = f"{type(error).__name__}: {error}", True
         with suppress(NotFound):  # nobody waits for it any more: it was cancelled, or timed out
             await self._me.call(ToolReturn(id=invocation.id, content=content, is_error=is_error))
+        self._busy.discard(invocation.id)
 
 
 def _arguments(function: Callable[..., Any]) -> type[msgspec.Struct]:

@@ -69,6 +69,12 @@ async def sys_tool_call(
 async def sys_tool_next(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.ToolNext
 ) -> abi.ToolInvocation:
+    for id in target.taken_tools.difference(request.busy):  # given by a dead kernel, never received
+        target.taken_tools.discard(id)
+        call_of_it = target.calls.get(id)
+        if call_of_it is not None and isinstance(call_of_it.call, abi.ToolCall):
+            asked = call_of_it.call
+            target.invocations.append(abi.ToolInvocation(id, asked.name, asked.arguments))
     while not target.invocations:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         target.tool_waiters.append(waiter)
