@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aios.sdk.connection import connect
     from aios.sdk.process import Me, Process
     from aios.sdk.programs import Program
+    from aios.sdk.recall import recall
     from aios.sdk.steps import now, random, step
     from aios.sdk.sync import connect_sync
     from aios.sdk.tools import Tool, tool
@@ -39,6 +40,7 @@ _WHERE = {
     "connect_sync": "aios.sdk.sync",
     "now": "aios.sdk.steps",
     "random": "aios.sdk.steps",
+    "recall": "aios.sdk.recall",
     "step": "aios.sdk.steps",
     "tool": "aios.sdk.tools",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "connect_sync",
     "now",
     "random",
+    "recall",
     "step",
     "tool",
 ]

@@ -301,3 +301,34 @@ def test_the_journal_can_be_looked_at_and_made_smaller(aios: Aios) -> None:
     assert (code, "calls and" in out) == (0, True)
     code, _, err = aios("journal", "prune", "--days", "-1")
     assert (code, "days is -1: give 0 or more" in err) == (exits.USAGE.code, True)
+
+
+def test_a_context_is_set_shown_cut_and_cleared(aios: Aios, tmp_path: Path) -> None:
+    pid = str(read(aios, "run", "-d", "sleeper.py")["aid"])
+    talk = [{"role": "system", "content": "Be brief.\x1b[2J"}]
+    talk += [{"role": "user", "content": f"turn {n} of many"} for n in range(20)]
+    talk.append({"role": "user", "content": "keep this", "pinned": True})
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    told = read(aios, "context", "set", pid, "talk.json", "--strategy", "drop")
+    assert (told["used"], told["pinned"]) == (20 * 5 + 2 * 3, 2)
+    code, out, _ = aios("context", "show", pid, "-m")
+    assert code == 0
+    assert "106 of 8192 tokens" in out
+    assert "user (pinned):\n  keep this" in out
+    assert "\x1b" not in out
+    assert read(aios, "context", "expand", pid, "4096")["window"] == 4096
+    assert read(aios, "context", "compact", pid, "--tokens", "50")["used"] <= 50
+    assert read(aios, "context", "clear", pid)["used"] == 3
+    assert read(aios, "context", "clear", pid, "--pins")["used"] == 0
+    for words in (
+        ("set", pid),
+        ("set", pid, "--strategy", "forget"),
+        ("set", pid, "no-such-file.json"),
+        ("set", pid, "sleeper.py"),
+        ("expand", pid, "1"),
+    ):
+        code, out, err = aios("context", *words)
+        assert (code, out, err.count("\n")) == (exits.USAGE.code, "", 1), words
+        assert err.endswith(".\n")
+    assert aios("context", "show", pid, "--name", "other")[0] == exits.NOT_FOUND.code
+    assert aios("kill", pid)[0] == 0

@@ -11,6 +11,7 @@ import typer
 
 from aios.cli import (
     budget,
+    context,
     exits,
     journal,
     key,
@@ -45,6 +46,7 @@ streams.register(app)
 lives.register(app)
 secrets.register(app)
 app.add_typer(budget.app, name="budget")
+app.add_typer(context.app, name="context")
 app.add_typer(scheduler.app, name="sched")
 app.add_typer(model.app, name="model")
 app.add_typer(key.app, name="key")

@@ -91,7 +91,7 @@ def spawning(
         on_exhausted="fail" if fail_at_cap else "suspend",
         model=model or what.model,
         wrap_model=wrap_model,
-        restart=what.restart,
+        **{name: getattr(what, name) for name in programs.CARRIED},
     )
 
 

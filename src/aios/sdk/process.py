@@ -17,7 +17,6 @@ from aios.abi.calls import (
     AgentSnapshots,
     Call,
     CallRecord,
-    ContextReport,
     DecryptData,
     EncryptData,
     Exit,
@@ -26,7 +25,6 @@ from aios.abi.calls import (
     Generation,
     GenRestore,
     GenSnapshot,
-    GetContext,
     GetStatus,
     GetTranscript,
     GetUsage,
@@ -67,6 +65,7 @@ from aios.abi.messages import ToolSpec
 from aios.errors import AiosError
 from aios.sdk import place, programs
 from aios.sdk.answer import Answer, Stream
+from aios.sdk.contexts import Context
 from aios.sdk.link import Link
 from aios.sdk.programs import Program
 from aios.sdk.request import Options, Prompt, Tools, build
@@ -90,6 +89,7 @@ class Process:
         self.key = key
         self._link = link
         self._is_replayed = is_replayed
+        self._said: set[tuple[str, str]] = set()  # (context, system): said once
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} aid={self.aid} {self._link.address.url}>"
@@ -144,9 +144,9 @@ class Process:
         """What it has spent and what is left of its budget."""
         return await self.call(GetUsage(aid=self.aid), UsageReport)
 
-    async def context(self, name: str = "main") -> ContextReport:
-        call = GetContext(aid=self.aid, context=name, messages=True)
-        return await self.call(call, ContextReport)
+    def context(self, name: str = "main") -> Context:
+        """One of its contexts: ``await`` it for a report, or ask it to be cleared, cut, widened."""
+        return Context(self, name, self._said)
 
     async def transcript(
         self,
@@ -225,7 +225,6 @@ class Me(Process):
     def __init__(self, link: Link, key: str, aid: int, is_replayed: bool = False) -> None:
         super().__init__(link, key, aid, is_replayed)
         self._workshop = Workshop(self)
-        self._said: set[tuple[str, str]] = set()  # (context, system): said once
         self.ended = False
 
     async def generate(
@@ -289,7 +288,8 @@ class Me(Process):
     ) -> Process:
         """Have the kernel start a program (a path, a name, or a Program) as a child of this one.
 
-        options are further fields of SpawnAgent: on_exhausted, wrap_model, restart, rights, note.
+        options are further fields of SpawnAgent: on_exhausted, wrap_model, restart, rights, note,
+        window, strategy, retrieve.
         """
         found = programs.find(program, cwd) if isinstance(program, str) else program
         spawned = await self.call(
@@ -302,7 +302,7 @@ class Me(Process):
                 model=model or found.model,
                 budget=budget or found.budget,
                 priority=found.priority if priority is None else priority,
-                **options,
+                **{name: getattr(found, name) for name in programs.CARRIED} | options,
             ),
             Spawned,
         )

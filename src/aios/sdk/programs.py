@@ -13,11 +13,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from aios.abi.calls import Limits
+from aios.abi.calls import Limits, Retrieval, Strategy
 from aios.errors import InvalidCall, NotFound
+from aios.sdk.request import retrieval
 
 MANIFEST = "agent.toml"
 GROUP = "aios.agents"  # the entry points by which a package brings agents along
+CARRIED = ("restart", "window", "strategy", "retrieve")  # to SpawnAgent, as they are
 BUILT_IN = ("coding", "math", "narrative", "rec", "travel")
 
 
@@ -31,10 +33,17 @@ class Program(Struct, frozen=True, omit_defaults=True):
     priority: int | None = None
     restart: Literal["never", "on-crash"] = "never"
     cwd: str | None = None
+    window: int | None = None
+    strategy: Strategy = "drop"
+    retrieve: Retrieval | None = None
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """``agent.toml``. entry is ``file.py``, ``module:function``, or any command's file."""
+    """``agent.toml``. entry is ``file.py``, ``module:function``, or any command's file.
+
+    window (tokens) and strategy are how its contexts are kept short; retrieve = true, or a table,
+    has memory and files looked up for each of its generations.
+    """
 
     name: str
     entry: str
@@ -44,6 +53,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     budget: Limits = Limits()
     priority: int | None = None
     restart: Literal["never", "on-crash"] = "never"
+    window: int | None = None
+    strategy: Strategy = "drop"
+    retrieve: Retrieval | bool | None = None
 
 
 def find(name: str, cwd: str | Path | None = None) -> Program:
@@ -111,6 +123,11 @@ def of_manifest(file: Path) -> Program:
         priority=manifest.priority,
         restart=manifest.restart,
         cwd=str(folder),
+        window=manifest.window,
+        strategy=manifest.strategy,
+        retrieve=retrieval(manifest.retrieve)
+        if isinstance(manifest.retrieve, bool)
+        else manifest.retrieve,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 
-from aios.abi.calls import Generate
+from aios.abi.calls import Generate, Retrieval
 from aios.abi.messages import Message, Sampling, ToolSpec
 from aios.errors import InvalidCall
 from aios.sdk import schema
@@ -22,14 +22,16 @@ class Options(TypedDict, total=False):
 
     system is said once, at the head of the context. context names the conversation (``main``), None
     keeps nothing. schema is a JSON Schema, or a Struct, dataclass, pydantic model or plain type: it
-    makes ``answer.data``. tool_choice is auto, none, required or a tool's name. The rest is
-    sampling, as in ``aios.abi.messages.Sampling``.
+    makes ``answer.data``. tool_choice is auto, none, required or a tool's name. retrieve has memory
+    (and files) looked up for it: True, or a Retrieval that says where. The rest is sampling, as in
+    ``aios.abi.messages.Sampling``.
     """
 
     system: str
     context: str | None
     schema: Any
     tool_choice: str
+    retrieve: Retrieval | bool | None
     model: str | None
     timeout_s: float | None
     temperature: float
@@ -65,6 +67,8 @@ def build(prompt: Prompt, tools: Tools, options: Options) -> Request:
     convert = None
     if (wanted := given.pop("schema", None)) is not None:
         given["schema"], convert = schema.target(wanted)
+    if isinstance(wish := given.get("retrieve"), bool):
+        given["retrieve"] = retrieval(wish)
     sampling = {name: given.pop(name) for name in Sampling.__struct_fields__ if name in given}
     call = {
         "messages": messages,
@@ -73,6 +77,11 @@ def build(prompt: Prompt, tools: Tools, options: Options) -> Request:
         **given,
     }
     return Request(_fit(call, Generate), convert)
+
+
+def retrieval(wanted: bool) -> Retrieval:
+    """What True and False stand for: all of memory, or nothing."""
+    return Retrieval() if wanted else Retrieval(memory=())
 
 
 def _fit(value: dict[str, Any], kind: Any) -> Any:

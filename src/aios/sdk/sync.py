@@ -13,6 +13,7 @@ from typing import Any
 from aios.sdk import place
 from aios.sdk.answer import Stream
 from aios.sdk.connection import Connection, connect
+from aios.sdk.contexts import Context
 from aios.sdk.process import Process
 
 
@@ -44,7 +45,7 @@ class Sync:
     def _plain(self, result: Any) -> Any:
         if inspect.iscoroutine(result):
             result = wait_for(result, self._loop)
-        if isinstance(result, Process | Stream):
+        if isinstance(result, Process | Stream | Context):
             return Sync(result, self._loop)
         return self._iterate(result) if inspect.isasyncgen(result) else result
 
