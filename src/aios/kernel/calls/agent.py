@@ -321,4 +321,6 @@ async def sys_record(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Record
 ) -> abi.Recorded:
     # what an earlier life kept is told by its replay: to come here is to be new
+    if call.made is not None:  # or to go on with what it had read, and could not be told any more
+        request = wire.decode(call.made.start.request, abi.Record)
     return abi.Recorded(request.value, known=not request.recall)
