@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import resource
 import shutil
@@ -22,9 +23,11 @@ from aios.abi.events import CallCompleted, Event, KernelStarted, SliceEnded
 from aios.drivers.journal import rows
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.migrations import SCHEMA, migrate
+from aios.drivers.journal.reserve import RESERVE_BYTES
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.errors import SetupError, StoreFailed
 from aios.ports import (
+    CallEnd,
     CallFilter,
     ContextRow,
     Forget,
@@ -33,7 +36,9 @@ from aios.ports import (
     Journal,
     KeyRow,
     Record,
+    Rewind,
     SnapshotRow,
+    SpentRow,
 )
 
 # --- both -----------------------------------------------------------------------------------------
@@ -269,7 +274,11 @@ async def test_the_file_is_for_its_owner_only_and_is_one_file_when_closed(file: 
     await (await file.open()).append([started(1)])
     assert {path.stat().st_mode & 0o077 for path in file.path.parent.iterdir()} == {0}
     await file.close()
-    assert {path.name for path in file.path.parent.iterdir()} == {"journal.db", "journal.lock"}
+    assert {path.name for path in file.path.parent.iterdir()} == {
+        "journal.db",
+        "journal.lock",
+        "journal.reserve",
+    }
 
 
 async def test_a_closed_journal_says_so(file: Disk) -> None:
@@ -354,12 +363,19 @@ async def test_a_damaged_page(file: Disk) -> None:
     journal = await file.open()
     await journal.append([started(seq) for seq in range(1, 2500)])
     await file.close()
-    content = bytearray(file.path.read_bytes())
-    content[4096 * 60 : 4096 * 80] = b"\xff" * 4096 * 20
-    file.path.write_bytes(content)
+    with apsw.Connection(str(file.path)) as connection:
+        query = "SELECT pageno FROM dbstat WHERE name = 'events' AND pagetype = 'overflow'"
+        pages = [page for (page,) in connection.execute(query)]
+        size = connection.pragma("page_size")
+    connection.close()
+    with file.path.open("r+b") as damaged:
+        damaged.seek(size * (pages[len(pages) // 2] - 1))
+        damaged.write(b"\xff" * size)
     journal = await file.open()
     with pytest.raises(StoreFailed, match="is damaged"):
         await journal.events(0, 5000)
+    await journal.append([started(3000)])  # the rest goes on
+    assert await journal.events(2999, 9) == [started(3000)]
 
 
 async def test_a_damaged_event(file: Disk) -> None:
@@ -378,19 +394,20 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
         SqliteJournal(tmp_path / "file" / "journal.db")
 
 
-async def fill(journal: Journal) -> None:
-    """Append until it fails; then reading, deleting and what is small must still work."""
+async def fill(journal: Journal, count: int, size: int) -> list[int]:
+    """Append calls with large requests until that fails; the numbers of those that are kept."""
     await journal.append([process(1), started(1)])
-    answers = [
-        journal.append([call(n, request=os.urandom(10_000).hex().encode()), started(n)])
-        for n in range(2, 99)
-    ]
-    outcomes = await asyncio.gather(*answers, return_exceptions=True)
-    kept = [n for n, outcome in enumerate(outcomes, 2) if outcome is None]
-    assert kept
-    assert {type(outcome) for outcome in outcomes} == {type(None), StoreFailed}
-    assert [event.seq for event in await journal.events(1, 200)] == kept
+    outcomes = []
+    for n in range(2, 2 + count):
+        row = call(n, request=os.urandom(size).hex().encode())
+        outcomes.append(
+            await asyncio.gather(journal.append([row, started(n)]), return_exceptions=True)
+        )
+    kept = [n for n, (outcome,) in enumerate(outcomes, 2) if outcome is None]
+    assert {type(outcome) for (outcome,) in outcomes} == {type(None), StoreFailed}
+    assert [event.seq for event in await journal.events(1, 2 + count)] == kept
     assert [row.id for row in journal.load().open_calls] == [f"c{n}" for n in kept]
+    return kept
 
 
 @pytest.fixture
@@ -405,36 +422,96 @@ async def test_a_disk_that_fails_fails_the_append_and_reads_go_on(
     file: Disk, largest_file: Callable[[int], None]
 ) -> None:
     journal = await file.open()
-    largest_file(500_000)
-    await fill(journal)
+    largest_file(2_000_000)
+    await fill(journal, 60, 20_000)
     with pytest.raises(StoreFailed, match="cannot be read or written .*: check the disk"):
-        await journal.append([call(100, request=os.urandom(600_000))])
+        await journal.append([call(100, request=os.urandom(2_000_000))])
     largest_file(resource.RLIM_INFINITY)
-    await journal.append([call(100, request=os.urandom(600_000))])
+    await journal.append([call(101, request=os.urandom(2_000_000))])
     before = journal.load()
-    assert before.last_call == 100
+    assert before.last_call == 101
     assert (await file.open()).load() == before
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MB."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small disk")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-async def test_a_full_disk_fails_the_append_and_reads_go_on(small_disk: Path) -> None:
+async def refused(journal: Journal, number: int) -> None:
+    row = call(number, request=os.urandom(1_000_000))
+    with pytest.raises(StoreFailed, match=r"the disk is full and .*journal\.db cannot grow: free"):
+        await journal.append([row, started(number)])
+
+
+async def test_on_a_full_disk_reads_ends_and_deletions_go_on(small_disk: Path) -> None:
     file = Disk("sqlite", small_disk)
     journal = await file.open()
-    await fill(journal)
-    with pytest.raises(StoreFailed, match="the disk is full and .*: free some space"):
-        await journal.append([call(100, request=os.urandom(900_000))])
+    reserve = file.path.with_suffix(".reserve")
+    assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES
+    kept = await fill(journal, 70, 500_000)
+    await refused(journal, 100)
+    for number in kept:
+        await journal.append([end(number)])
+    assert journal.load().open_calls == ()
+    for number in range(200, 2_000):
+        if not reserve.exists():
+            break
+        await journal.append([started(number), process(2), SpentRow(1, b"{}", b"{}"), Forget(2)])
+    assert not reserve.exists()  # it is in use
+    await refused(journal, 2_000)  # not for what is new
+    for number in range(2_001, 2_200):
+        await journal.append([started(number), process(2), SpentRow(1, b"{}", b"{}"), Forget(2)])
+
+    assert (await journal.calls(1))[-1].end == end(kept[-1])
+    await file.close()
+
+
+async def test_a_journal_is_opened_and_emptied_on_a_full_disk(small_disk: Path) -> None:
+    file = Disk("sqlite", small_disk)
+    journal = await file.open()
+    await journal.append([process(1), call(1, request=os.urandom(5_000_000)), end(1)])
     before = journal.load()
-    assert (await file.open()).load() == before
+    await file.close()
+    other = small_disk / "other"
+    left = os.statvfs(small_disk)
+    other.write_bytes(bytes(left.f_bavail * left.f_bsize))
+    journal = await file.open()
+    assert journal.load() == before
+    assert (await journal.calls(1))[0].end == end(1)
+    await refused(journal, 2)
+    await journal.append([Rewind(1, 0, 5.0)])
+    pruning = await journal.prune(math.inf, None)
+    assert pruning.blobs == 1
+    assert pruning.bytes > 4_000_000
+    other.unlink()
+    await journal.append([call(3, request=os.urandom(1_000_000))])  # there is room again
+    assert file.path.with_suffix(".reserve").exists()
+    assert [history.start.id for history in await journal.calls(1)] == ["c3"]
+    await file.close()
+
+
+async def test_a_call_that_could_not_begin_leaves_no_trace(small_disk: Path) -> None:
+    """Else there would be an end without a start, or an effect that a replay repeats."""
+    file = Disk("sqlite", small_disk)
+    journal = await file.open()
+    kept = await fill(journal, 70, 500_000)
+    for number in (100, 101):
+        await refused(journal, number)
+    await journal.append([CallEnd("c100", "failed", 1.0), started(100), started(kept[0] + 200)])
+    with pytest.raises(StoreFailed, match="the start of call c101 could not be written"):
+        await journal.append([end(101), process(7)])
+    past = await journal.calls(1)
+    assert {history.start.id for history in past} == {f"c{n}" for n in kept}
+    assert [e.seq for e in await journal.events(kept[-1], 9)] == [kept[0] + 200]
+    assert [row.pid for row in journal.load().processes] == [1]
     await file.close()
 
 

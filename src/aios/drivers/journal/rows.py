@@ -14,7 +14,7 @@ from typing import Any
 from aios.abi import events as ev
 from aios.abi import wire
 from aios.abi.events import Event
-from aios.drivers.journal import memory_rows
+from aios.drivers.journal import files_rows, memory_rows
 from aios.drivers.journal.content import Content
 from aios.ports import (
     CallEnd,
@@ -124,7 +124,7 @@ class Rows:
     """
 
     def __init__(self, connection: Any, content: Content, last_seq: int) -> None:
-        self._connection, self._content = connection, content
+        self.connection, self._content = connection, content
         self.last_seq = last_seq
         self._events: list[Event] = []
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
@@ -149,7 +149,7 @@ class Rows:
             while done < len(rows):
                 size = min(ROWS_A_STATEMENT, 1 << (len(rows) - done).bit_length() - 1)
                 values = list(chain.from_iterable(rows[done : done + size]))
-                self._connection.execute(statement(head, len(rows[0]), size), values)
+                self.connection.execute(statement(head, len(rows[0]), size), values)
                 done += size
         self._events.clear()
         self._rows.clear()
@@ -159,10 +159,10 @@ class Rows:
         """Gather a row for the statement that begins with *head*."""
         self._rows[head].append(row)
 
-    def execute(self, sql: str, **values: Any) -> None:
-        """Execute a statement now, after all that was gathered before it."""
+    def execute(self, sql: str, **values: Any) -> Any:
+        """Execute a statement now, after all that was gathered before it; its cursor."""
         self.write()
-        self._connection.execute(sql, values)
+        return self.connection.execute(sql, values)
 
     def _event(self, event: Event) -> None:
         if event.seq <= self.last_seq:
@@ -226,7 +226,7 @@ class Rows:
 
     def _cut(self, cut: ContextCut) -> None:
         self.write()
-        self._connection.executemany(
+        self.connection.executemany(
             CUT,
             [
                 {
@@ -272,11 +272,11 @@ class Rows:
 
     def _key_gone(self, gone: KeyGone) -> None:
         self.write()
-        self._connection.execute(KEY_GONE, (gone.id,))
+        self.connection.execute(KEY_GONE, (gone.id,))
 
     def _grant_gone(self, gone: GrantGone) -> None:
         self.write()
-        self._connection.execute(GRANT_GONE, (gone.holder, gone.action, gone.resource))
+        self.connection.execute(GRANT_GONE, (gone.holder, gone.action, gone.resource))
 
     def _forget(self, forget: Forget) -> None:
         self.execute(FORGET, pid=forget.pid)
@@ -304,4 +304,5 @@ TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {
     SnapshotRow: Rows._snapshot,
     Forget: Rows._forget,
     **memory_rows.TAKE,
+    **files_rows.TAKE,
 }

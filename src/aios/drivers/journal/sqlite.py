@@ -16,7 +16,7 @@ import os
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,14 +24,16 @@ from typing import Any, NoReturn, TypeVar
 import apsw
 
 from aios.abi.calls import Pruning
+from aios.abi.events import Event
 from aios.drivers.journal.content import Content
 from aios.drivers.journal.migrations import migrate
 from aios.drivers.journal.pruning import prune
 from aios.drivers.journal.questions import LAST, Questions, image
+from aios.drivers.journal.reserve import RESERVE_BYTES, Reserve, holds_content
 from aios.drivers.journal.rows import Rows
 from aios.drivers.journal.troubles import UNREADABLE, sentence
 from aios.errors import SetupError, StoreFailed
-from aios.ports import Image, Record
+from aios.ports import CallEnd, CallRow, Image, Record, TokensRow
 
 T = TypeVar("T")
 Append = tuple[Sequence[Record], asyncio.Future[None]]
@@ -50,15 +52,19 @@ class SqliteJournal(Questions):
     SetupError says why it cannot be opened: in use, from a newer aios, no database, no access.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reserve_bytes: int = RESERVE_BYTES) -> None:
         self._path = path
         self._lock = _lock(path)
+        self._reserve = Reserve(path.with_suffix(".reserve"), reserve_bytes)
+        self._reserve.release()  # opening takes a few blocks, on a full disk as well
         try:
             self._connection, self._last_seq = _open(path)
         except BaseException:
             os.close(self._lock)
             raise
         self.content = Content(self._connection)
+        self._reserve.make()
+        self._unbegun: set[str] = set()  # calls whose start could not be written
         self._waiting: list[Append] = []  # appended in this turn of the loop
         self._queue: queue.SimpleQueue[list[Append] | Step | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
@@ -115,15 +121,60 @@ class SqliteJournal(Questions):
                 taken()
 
     def _commit_group(self, group: list[Append]) -> None:
-        trouble = self._commit(records for records, _ in group)
-        if trouble is None or len(group) == 1:
-            _answer_there([future for _, future in group], trouble)
+        whole = [records for records, _ in group]
+        if not self._unbegun and self._reserve.make() and self._commit(whole) is None:
+            _answer_there([future for _, future in group], None)
             return
         for records, future in group:  # one at a time, so that it fails only those concerned
-            _answer_there([future], self._commit([records]))
+            error = self._commit_one(records)
+            if error is not None:
+                self._unbegun |= {row.id for row in records if isinstance(row, CallRow)}
+            trouble = None if error is None else sentence(self._path, error)
+            _answer_there([future], trouble)
 
-    def _commit(self, appends: Iterable[Sequence[Record]]) -> str | None:
-        """One transaction; None when it is durable, else what went wrong, in a sentence."""
+    def _commit_one(self, records: Sequence[Record]) -> Exception | None:
+        try:
+            kept = self._begun(records)
+        except StoreFailed as unbegun:
+            return unbegun
+        if not self._reserve.make() and holds_content(kept):
+            return apsw.FullError("only what ends or deletes something is written")
+        error = self._commit([kept])
+        if isinstance(error, apsw.FullError) and not holds_content(kept):
+            self._make_room()
+            error = self._commit([kept])
+        return error
+
+    def _begun(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Without what belongs to calls that were never begun here: what fails leaves no trace.
+
+        Such a call cannot be done: nobody would know of it, and it could be done a second time.
+        """
+        if not self._unbegun:
+            return records
+        ends = {r.id: r for r in records if isinstance(r, CallEnd) and r.id in self._unbegun}
+        if done := [call for call, end in ends.items() if end.state == "done"]:
+            raise StoreFailed(
+                f"the start of call {done[0]} could not be written to {self._path}, so its end is "
+                "not either: make the call again."
+            )
+        kept = [record for record in records if _call_of(record) not in self._unbegun]
+        self._unbegun -= ends.keys()
+        return kept
+
+    def _make_room(self) -> None:
+        """On a full disk: with what was set aside the log can be copied, and begins anew."""
+        self._reserve.release()
+        self._connection.set_busy_timeout(0)  # a reader that is in the way: then as far as it goes
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+        except apsw.Error:
+            pass  # the next write tells whether there is room
+        finally:
+            self._connection.set_busy_timeout(BUSY_MS)
+
+    def _commit(self, appends: Sequence[Sequence[Record]]) -> Exception | None:
+        """One transaction; None when it is durable, else what went wrong."""
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -135,7 +186,7 @@ class SqliteJournal(Questions):
             self._last_seq = rows.last_seq
         except Exception as error:  # noqa: BLE001 (whatever it was, those who wait must hear it)
             self._roll_back()
-            return sentence(self._path, error)
+            return error
         return None
 
     def _roll_back(self) -> None:
@@ -151,20 +202,30 @@ class SqliteJournal(Questions):
         outcome: Future[T] = Future()
 
         def run() -> None:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                result = work(self._connection)
-                self._connection.execute("COMMIT")
-            except Exception as error:  # noqa: BLE001 (who waits for it must hear it)
-                self._roll_back()
-                known = isinstance(error, UNREADABLE)
-                outcome.set_exception(StoreFailed(sentence(self._path, error)) if known else error)
-            else:
+            error, result = self._do(work)
+            if isinstance(error, apsw.FullError):
+                self._make_room()
+                error, result = self._do(work)
+            if error is None:
                 outcome.set_result(result)
+            elif isinstance(error, UNREADABLE):
+                outcome.set_exception(StoreFailed(sentence(self._path, error)))
+            else:
+                outcome.set_exception(error)
 
         self._check_open()
         self._queue.put(run)
         return await asyncio.wrap_future(outcome)
+
+    def _do(self, work: Callable[[Any], T]) -> tuple[Exception | None, Any]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            result = work(self._connection)
+            self._connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 (who waits for it must hear it)
+            self._roll_back()
+            return error, None
+        return None, result
 
     async def prune(self, before: float, max_bytes: int | None) -> Pruning:
         async with self._pruning:
@@ -234,6 +295,18 @@ class SqliteJournal(Questions):
 
 
 # --- opening --------------------------------------------------------------------------------------
+
+
+def _call_of(record: Record) -> str | None:
+    """The call that a record belongs to."""
+    match record:
+        case CallEnd():
+            return record.id
+        case TokensRow():
+            return record.call
+        case Event():
+            return getattr(record, "call", None)
+    return None
 
 
 def _lock(path: Path) -> int:

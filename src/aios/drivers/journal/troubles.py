@@ -9,6 +9,8 @@ import apsw
 import msgspec
 import zstandard
 
+from aios.errors import StoreFailed
+
 UNREADABLE = (
     apsw.Error,
     msgspec.DecodeError,
@@ -21,6 +23,8 @@ UNREADABLE = (
 def sentence(path: Path | str, error: Exception) -> str:
     """What was wrong with the journal at *path*, and what to do."""
     match error:
+        case StoreFailed():
+            return error.message
         case apsw.FullError():
             return f"the disk is full and {path} cannot grow: free some space, then try again."
         case apsw.NotADBError():
