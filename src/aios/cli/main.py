@@ -17,6 +17,7 @@ from aios.cli import (
     key,
     lives,
     machine,
+    memory,
     model,
     processes,
     run,
@@ -47,6 +48,8 @@ lives.register(app)
 secrets.register(app)
 app.add_typer(budget.app, name="budget")
 app.add_typer(context.app, name="context")
+app.add_typer(memory.app, name="mem")
+app.add_typer(memory.embed, name="embed")
 app.add_typer(scheduler.app, name="sched")
 app.add_typer(model.app, name="model")
 app.add_typer(key.app, name="key")

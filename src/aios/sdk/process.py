@@ -67,6 +67,7 @@ from aios.sdk import place, programs
 from aios.sdk.answer import Answer, Stream
 from aios.sdk.contexts import Context
 from aios.sdk.link import Link
+from aios.sdk.memory import Memory
 from aios.sdk.programs import Program
 from aios.sdk.request import Options, Prompt, Tools, build
 from aios.sdk.tools import Tool, Workshop
@@ -143,6 +144,11 @@ class Process:
     async def usage(self) -> UsageReport:
         """What it has spent and what is left of its budget."""
         return await self.call(GetUsage(aid=self.aid), UsageReport)
+
+    @property
+    def memory(self) -> Memory:
+        """What it remembers, and its program and its user."""
+        return Memory(self)
 
     def context(self, name: str = "main") -> Context:
         """One of its contexts: ``await`` it for a report, or ask it to be cleared, cut, widened."""

@@ -14,6 +14,7 @@ from aios.sdk import place
 from aios.sdk.answer import Stream
 from aios.sdk.connection import Connection, connect
 from aios.sdk.contexts import Context
+from aios.sdk.memory import Memory
 from aios.sdk.process import Process
 
 
@@ -29,6 +30,8 @@ class Sync:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
+        if isinstance(value, Memory):
+            return Sync(value, self._loop)
         if not inspect.ismethod(value):
             return value
 

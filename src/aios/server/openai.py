@@ -7,12 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from aios.abi import wire
-from aios.abi.calls import Call, Generate, Generation, Reply
+from aios.abi.calls import Call, Embedding, Generate, Generation, Reply
 from aios.abi.messages import Delta
 from aios.config import Server
 from aios.errors import AiosError, NotFound
 from aios.kernel.kernel import Kernel
-from aios.server import answers, chat, questions
+from aios.server import answers, chat, embeddings, questions
 from aios.server.chat import ChatRequest, Chunk
 from aios.server.exchange import Exchange
 from aios.server.failures import failure
@@ -27,6 +27,7 @@ class OpenAI:
         self._created = int(time.time())
         self.routes: dict[str, dict[str, Callable[[Exchange], Awaitable[None]]]] = {
             "/v1/chat/completions": {"POST": self.chat},
+            "/v1/embeddings": {"POST": self.embeddings},
             "/v1/models": {"GET": self.models},
         }
         self.folders = {"/v1/models/": self.model}
@@ -55,6 +56,12 @@ class OpenAI:
             return
         made = await exchange.attended(self._all(exchange.pid, calls, [None] * len(calls)))
         await exchange.answer(wire.encode(answers.completion(made, about)))
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        request = embeddings.read(await exchange.body())
+        made = await exchange.attended(self._kernel.trap(exchange.pid, embeddings.embed(request)))
+        assert isinstance(made, Embedding)
+        await exchange.answer(wire.encode(embeddings.answer(request, made)))
 
     async def _stream(
         self,

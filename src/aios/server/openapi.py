@@ -9,7 +9,7 @@ import msgspec
 from aios.abi import wire
 from aios.abi.calls import CALLS, Generate, GenRestore, Processes, Status, Transcript
 from aios.abi.messages import Delta
-from aios.server import chat
+from aios.server import chat, embeddings
 
 
 class ErrorReport(msgspec.Struct, frozen=True):
@@ -28,7 +28,8 @@ def document(version: str) -> bytes:
     """OpenAPI 3.1 as JSON."""
     replies = sorted({call.reply for call in CALLS.values()}, key=lambda reply: reply.__name__)
     data = (Delta, Failed, chat.ErrorBody, chat.ChatRequest, chat.Completion, chat.Chunk)
-    types = [*CALLS.values(), *replies, *data, chat.Models, chat.Model]
+    vectors = (embeddings.EmbeddingRequest, embeddings.Embeddings)
+    types = [*CALLS.values(), *replies, *data, *vectors, chat.Models, chat.Model]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     any_call = _one_of(*CALLS.values())
     paths = {
@@ -69,6 +70,14 @@ def document(version: str) -> bytes:
                 "A chat completion; with stream, chunks as server-sent events.",
                 _one_of(chat.Completion),
                 body=_one_of(chat.ChatRequest),
+                error=chat.ErrorBody,
+            )
+        },
+        "/v1/embeddings": {
+            "post": _route(
+                "Vectors of texts, by the local embedder.",
+                _one_of(embeddings.Embeddings),
+                body=_one_of(embeddings.EmbeddingRequest),
                 error=chat.ErrorBody,
             )
         },

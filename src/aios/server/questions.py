@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,16 +15,22 @@ from aios.server import chat
 from aios.server.chat import ChatRequest
 from aios.server.failures import BadField
 
+T = TypeVar("T")
+
 _requests = msgspec.json.Decoder(ChatRequest)
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`", re.DOTALL)
 _STEPS = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
 def read(body: bytes) -> ChatRequest:
+    return fit(body, _requests)
+
+
+def fit(body: bytes, requests: msgspec.json.Decoder[T]) -> T:
     """The request in *body*; BadField names the field that does not fit, and its value."""
     wire.check_depth(body)
     try:
-        return _requests.decode(body)
+        return requests.decode(body)
     except msgspec.ValidationError as error:
         found = _PLACE.fullmatch(str(error))
         if found is None:
