@@ -7,7 +7,9 @@ import getpass
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from aios.config import Config, Paths
 from aios.drivers.clock import SystemClock
@@ -27,8 +29,8 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "A
 class LocalCores:
     """The embedded core of every model that is here or can be pulled; each is started once."""
 
-    def __init__(self, store: ModelStore, config: Config) -> None:
-        self._store, self._config = store, config
+    def __init__(self, store: ModelStore, config: Config, contexts: Path | None = None) -> None:
+        self._store, self._config, self._contexts = store, config, contexts
         self.default = config.core.model
 
     def names(self) -> list[str]:
@@ -45,6 +47,8 @@ class LocalCores:
             cells=settings.cells,
             ram_bytes=settings.ram_mb << 20,
             max_restarts=settings.restarts,
+            disk=self._contexts / quote(name, safe="") if self._contexts else None,
+            disk_bytes=settings.disk_mb << 20,
         )
         try:
             await core.start()
@@ -76,7 +80,7 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
     clock = SystemClock()
     journal = SqliteJournal(paths.journal)
     programs = OsPrograms(paths.logs)
-    cores = LocalCores(ModelStore(paths.models), config)
+    cores = LocalCores(ModelStore(paths.models), config, paths.contexts)
     embedder = MiniLM(EmbedderStore(paths.embedder).find)
     kernel = Kernel(
         config,

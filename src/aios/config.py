@@ -52,6 +52,11 @@ class Paths(Struct, frozen=True):
         return self.data / "snapshots"
 
     @property
+    def contexts(self) -> Path:
+        """KV states that RAM does not hold; nothing that is needed when no kernel runs."""
+        return self.cache / "contexts"
+
+    @property
     def models(self) -> Path:
         return self.shared_models or self.cache / "models"
 
@@ -145,7 +150,8 @@ class Core(Struct, frozen=True):
     slots: Positive = 8  # sequences in one batch: past it decoding gains little on two cores
     threads: Natural = 0  # 0: as many as this process may use, at most 8
     cells: Positive = 16_384  # KV pool in tokens: 360 MiB for the default model at the full size
-    ram_mb: Natural = 512  # for contexts paged out of the cells; beyond it they are recomputed
+    ram_mb: Natural = 512  # for contexts paged out of the cells
+    disk_mb: Natural = 2_048  # for those that RAM does not hold; beyond it they are recomputed
     restarts: Natural = 5  # of a crashed worker in a minute before it is given up
 
 
@@ -176,12 +182,28 @@ class Journal(Struct, frozen=True):
     max_mb: Positive = 4_096  # of the file: what a laptop can spare; the oldest goes first
 
 
+class Storage(Struct, frozen=True):
+    """Volumes of files; a quota counts all versions, each chunk once, before it is compressed."""
+
+    part_bytes: Positive = 5_000_000  # one write or read, within a request body; more goes in parts
+    file_bytes: Positive = 1_000_000_000  # one file
+    commit_files: Positive = 10_000  # changed by one call: it is one transaction
+    path_bytes: Positive = 1_024  # of UTF-8
+    process_bytes: Natural = 256_000_000  # of a process's volume, unless sto_alloc says otherwise
+    program_bytes: Natural = 1_000_000_000  # of a program's
+    user_bytes: Natural = 4_000_000_000  # of a user's
+    reserve_bytes: Natural = 16_000_000_000  # of all quotas that one user sets by sto_alloc
+    indexed_bytes: Natural = 1_000_000  # a text file that is larger is not searched
+    cache_mb: Natural = 128  # of vectors in RAM, 1.5 KB a passage; beyond it they are read again
+
+
 class Config(Struct, frozen=True):
     kernel: Kernel = Kernel()
     scheduler: Scheduler = Scheduler()
     core: Core = Core()
     server: Server = Server()
     memory: Memory = Memory()
+    storage: Storage = Storage()
     journal: Journal = Journal()
 
 

@@ -6,8 +6,8 @@ Every driver and its fake in ``aios.testing`` pass one contract suite (tests/con
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -16,17 +16,24 @@ from aios.abi.calls import (
     CallState,
     Cleared,
     Embedding,
+    FileDiff,
+    FileHits,
+    FileVersions,
     JournalReport,
     KeyInfo,
     MemoryHits,
     MemoryRecord,
     MemUpdate,
     MemWrite,
+    Mounted,
     ProcessState,
     Pruning,
     Reason,
     Remembered,
+    StoredVersion,
+    StoRollback,
 )
+from aios.abi.calls import Files as FileListing
 from aios.abi.events import Event
 from aios.abi.messages import (
     FinishReason,
@@ -114,13 +121,15 @@ class Frozen(Struct, frozen=True):
 
 
 class Residency(Struct, frozen=True):
-    """How full a core is: KV cells in tokens, RAM snapshots in bytes."""
+    """How full a core is: KV cells in tokens, RAM snapshots and files of them in bytes."""
 
     cells_used: int
     cells_total: int
     ram_used: int
     ram_limit: int
     sequences: int
+    disk_used: int = 0
+    disk_limit: int = 0
 
 
 class Core(Protocol):
@@ -149,7 +158,7 @@ class Core(Protocol):
         """A second sequence in the same state; the KV state is shared, not copied."""
 
     async def page_out(self, sequence: int) -> Paged:
-        """Move its KV state from the cells to RAM (or drop it, if RAM is full: recomputed)."""
+        """Move its KV state from the cells to RAM or disk (or drop it: recomputed)."""
 
     async def page_in(self, sequence: int) -> Paged:
         """Make it resident again; ``run`` does this by itself when it must."""
@@ -427,6 +436,159 @@ class VectorRow(Struct, frozen=True):
     vector: bytes
 
 
+class ChunkRow(Struct, frozen=True):
+    """A piece of a file: hash is its BLAKE3, size its bytes; body is a zstd frame if packed."""
+
+    hash: bytes
+    size: int
+    packed: bool
+    body: bytes
+
+
+class FileContent(Struct, frozen=True):
+    """What a file holds: hash is the BLAKE3 of its chunks' hashes; chunks are (hash, size).
+
+    Without chunks it is in the database already (or empty).
+    """
+
+    hash: bytes
+    size: int
+    chunks: tuple[tuple[bytes, int], ...] = ()
+
+
+class Passage(Struct, frozen=True):
+    """A part of a text that is found as a whole: its first line, and the words it is found by."""
+
+    line: int
+    words: str
+
+
+class FileEntry(Struct, frozen=True):
+    """A file at a new version: content None is deleted; uncovered, it is as if never written."""
+
+    path: str
+    content: FileContent | None
+    passages: tuple[Passage, ...] = ()
+    uncovered: bool = False
+
+
+class FileCommit(Struct, frozen=True):
+    """A new version of a volume. Not kept unless stamp follows the last one of the volume.
+
+    user is whose volume it is; writer a pid, author its name (``pid:7``; ``user:ann`` for a login);
+    call the number of the call that did it; size what the volume holds then, in bytes; staged the
+    numbers of what was staged by writer and is in it.
+    """
+
+    owner: str
+    user: str
+    stamp: int
+    version: int
+    writer: int
+    author: str
+    call: int
+    at: float
+    message: str
+    size: int
+    entries: tuple[FileEntry, ...]
+    staged: tuple[int, ...] = ()
+
+
+class FilePurge(Struct, frozen=True):
+    """A new version of a volume, without these paths and all their versions."""
+
+    owner: str
+    stamp: int
+    version: int
+    writer: int
+    author: str
+    call: int
+    at: float
+    paths: tuple[str, ...]
+
+
+class FileStage(Struct, frozen=True):
+    """A change that waits for a commit: expect is the version that it replaces (-1: any)."""
+
+    owner: str
+    user: str
+    stamp: int
+    writer: int
+    number: int
+    call: int
+    kind: str
+    path: str
+    to: str
+    expect: int
+    content: FileContent | None
+    size: int
+
+
+class FileUnstage(Struct, frozen=True):
+    """What a process staged is given up."""
+
+    owner: str
+    stamp: int
+    writer: int
+    numbers: tuple[int, ...]
+
+
+class StageEnd(Struct, frozen=True):
+    """What a process staged after a call goes, what it committed since is staged again.
+
+    call None: it has ended, and all goes.
+    """
+
+    writer: int
+    call: int | None
+
+
+class FileMount(Struct, frozen=True):
+    """A directory of this machine at a path of a volume; host None takes it away."""
+
+    owner: str
+    user: str
+    stamp: int
+    path: str
+    host: str | None
+    mode: str
+
+
+class VolumeQuota(Struct, frozen=True):
+    """How many bytes a volume may hold."""
+
+    owner: str
+    user: str
+    stamp: int
+    quota: int
+
+
+class VolumeCopy(Struct, frozen=True):
+    """A process's volume for another, and what it has staged: up to a call's number (None: all).
+
+    passages are those of the copy's texts, by path.
+    """
+
+    from_pid: int
+    to_pid: int
+    upto: int | None
+    passages: tuple[tuple[str, tuple[Passage, ...]], ...] = ()
+
+
+class VolumeGone(Struct, frozen=True):
+    """A volume goes, with all its versions."""
+
+    owner: str
+
+
+class PassageVector(Struct, frozen=True):
+    """A passage of a file as a model's vector, little-endian float32; not kept if it has gone."""
+
+    passage: int
+    model: str
+    vector: bytes
+
+
 Record = (
     Event
     | ProcessRow
@@ -453,6 +615,17 @@ Record = (
     | MemoryCleared
     | MemoryQuota
     | VectorRow
+    | ChunkRow
+    | FileCommit
+    | FilePurge
+    | FileStage
+    | FileUnstage
+    | StageEnd
+    | FileMount
+    | VolumeQuota
+    | VolumeCopy
+    | VolumeGone
+    | PassageVector
     | Forget
 )
 
@@ -745,14 +918,143 @@ class Embedder(Protocol):
 # --- storage --------------------------------------------------------------------------------------
 
 
+class Author(Struct, frozen=True):
+    """Who changes a volume of a user, by which call (its number), and when.
+
+    name is ``pid:7``, or ``user:ann`` for a login: a person is one author, however often connected.
+    """
+
+    pid: int
+    name: str
+    user: str
+    call: int
+    at: float
+
+
+class FileChange(Struct, frozen=True):
+    """A change of a volume. expect is as in StoWrite; kind append adds data to the end."""
+
+    kind: Literal["write", "append", "delete", "move", "copy"]
+    path: str
+    data: bytes = b""
+    to: str = ""
+    expect: int | None = None
+
+
+class FilePart(Struct, frozen=True):
+    """Bytes of a file from an offset on; size is that of the whole. mount: where it really lies."""
+
+    path: str
+    version: int
+    size: int
+    data: bytes
+    mount: str = ""
+
+
+class HostPlace(Struct, frozen=True):
+    """A path below a directory of this machine that is mounted ``rw``."""
+
+    owner: str
+    path: str
+    mount: str
+    host: str
+
+
 class Files(Protocol):
-    """Volumes of versioned files. It plans, as Memory does."""
+    """Volumes of versioned files, by owner (``pid:7``, ``program:ann/travel``, ``user:ann``).
+
+    It plans, as Memory does: what changes comes back as records, which the kernel hands to the
+    journal before it waits for anything else, in the transaction that ends the call. The changes
+    of a volume are planned one after another; the journal refuses one that was planned on another
+    that it did not keep. seen says at which version the process saw a path last.
+
+    Errors: InvalidCall for a path or a value that does not fit, NotFound for what is not there,
+    Conflict for what somebody else changed, QuotaExceeded with what is left.
+    """
+
+    async def start(self) -> None:
+        """Begin to make vectors in the background, where there is something to make them with."""
+
+    async def close(self) -> None: ...
+
+    # changes
+    async def commit(
+        self,
+        owner: str,
+        changes: Sequence[FileChange],
+        author: Author,
+        seen: Mapping[str, int],
+        message: str = "",
+        staged: Sequence[str] | None = None,
+    ) -> tuple[StoredVersion, list[Record]]:
+        """Make changes, after what the author has staged (None: nothing; else of these paths)."""
+
+    async def stage(
+        self, owner: str, change: FileChange, author: Author, seen: Mapping[str, int]
+    ) -> tuple[StoredVersion, list[Record]]:
+        """Keep a change aside; what it expects is looked at now and when it is committed."""
+
+    async def discard(
+        self, owner: str, author: Author, paths: Sequence[str]
+    ) -> tuple[StoredVersion, list[Record]]:
+        """Give up what the author has staged (of these paths, if any)."""
+
+    async def rollback(
+        self, owner: str, path: str, author: Author, which: StoRollback
+    ) -> tuple[StoredVersion, list[Record]]: ...
+
+    async def purge(
+        self, owner: str, path: str, author: Author
+    ) -> tuple[StoredVersion, list[Record]]:
+        """Remove a file, or all below a directory, with all versions."""
+
+    async def alloc(
+        self, owner: str, size: int, author: Author
+    ) -> tuple[Allotment, list[Record]]: ...
+
+    async def mount(
+        self, owner: str, path: str, host: str | None, mode: str, author: Author
+    ) -> tuple[Mounted, list[Record]]:
+        """PermissionDenied if it is not this user's to read, or holds the machine's own files."""
+
+    # what is there
+    async def read(
+        self, owner: str, path: str, version: int | None, offset: int, length: int | None
+    ) -> FilePart: ...
+
+    async def listing(
+        self, owner: str, path: str, version: int | None, recursive: bool
+    ) -> FileListing: ...
+
+    async def history(self, owner: str, path: str, limit: int) -> FileVersions: ...
+
+    async def diff(self, owner: str, path: str, since: int, until: int | None) -> FileDiff: ...
+
+    async def search(
+        self, owners: Sequence[str], query: str, path: str, limit: int
+    ) -> FileHits: ...
 
     async def size(self, owner: str) -> int:
-        """What an owner's volume takes, in bytes."""
+        """What an owner's volume holds, in bytes."""
 
+    async def heads(self, pid: int) -> dict[str, int]:
+        """The versions of the volumes that a process has, or has written to."""
+
+    # directories of this machine that are mounted rw: what is changed there is changed at once
+    async def place(self, owner: str, path: str) -> HostPlace | None:
+        """Where a path really is, if that is below a directory mounted rw."""
+
+    async def host_change(
+        self, place: HostPlace, change: FileChange, seen: Mapping[str, int], again: bool
+    ) -> int:
+        """Change a file there; its new version. again: it may have been done before a crash.
+
+        OutcomeUnknown if that cannot be told.
+        """
+
+    # the lives of processes
     def ended(self, pid: int) -> list[Record]:
-        """What is to be done with the volume of a process that has ended."""
+        """What drops what a process had staged; its volume stays until it is forgotten."""
 
     def forgotten(self, pid: int) -> list[Record]:
         """What drops the volume of a process that was reaped."""
@@ -761,7 +1063,13 @@ class Files(Protocol):
         """A process's volume for another: as it is, or was after a call."""
 
     async def rewind(self, pid: int, call: int) -> list[Record]:
-        """Take a process's volume, and what it wrote elsewhere, back to after a call."""
+        """Take what a process wrote since a call, wherever it did, back to how it was then.
+
+        A file that somebody else changed since stays (``held`` names it).
+        """
+
+    async def held(self, pid: int, call: int) -> list[str]:
+        """What rewind would leave: ``user:ann:/notes.md, which pid:9 changed since``."""
 
 
 # --- clock ----------------------------------------------------------------------------------------

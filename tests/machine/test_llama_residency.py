@@ -25,10 +25,23 @@ def asked(dice: random.Random) -> Prompt:
     return Prompt((Message("user", shared + own),), sampling)
 
 
-@pytest.mark.parametrize(("seed", "ram_mb"), [(1, 64), (2, 3), (3, 0)])
-def test_random_work_keeps_the_books(model_path: Path, seed: int, ram_mb: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "ram_mb", "disk_mb"), [(1, 64, 0), (2, 3, 0), (3, 0, 0), (4, 3, 64), (5, 0, 4)]
+)
+def test_random_work_keeps_the_books(
+    model_path: Path, tmp_path: Path, seed: int, ram_mb: int, disk_mb: int
+) -> None:
     dice = random.Random(seed)
-    engine = Engine(model_path, "m", slots=8, threads=2, cells=1024, ram_bytes=ram_mb << 20)
+    engine = Engine(
+        model_path,
+        "m",
+        slots=8,
+        threads=2,
+        cells=1024,
+        ram_bytes=ram_mb << 20,
+        disk=tmp_path,
+        disk_bytes=disk_mb << 20,
+    )
     sequences, last = engine.residency.sequences, 0
     for _ in range(STEPS):
         idle = [number for number, s in sequences.items() if s.grant is None]
@@ -53,13 +66,16 @@ def test_random_work_keeps_the_books(model_path: Path, seed: int, ram_mb: int) -
         elif does == "release" and sequences and dice.random() < 0.3:
             engine.release(dice.choice([*sequences]))
         assert engine.check() == []
+        on_disk = sum(file.stat().st_size for file in tmp_path.iterdir())
+        assert on_disk == engine.residency.disk.used <= disk_mb << 20
     for number in [*sequences]:
         engine.release(number)
     engine.turn()
     report = engine.report()
-    assert (report.sequences, report.cells_used, report.ram_used) == (0, 0, 0)
+    assert (report.sequences, report.cells_used, report.ram_used, report.disk_used) == (0, 0, 0, 0)
     assert engine.check() == []
     engine.close()
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_mark_follows_what_runs(model_path: Path) -> None:

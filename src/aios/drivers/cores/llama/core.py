@@ -64,7 +64,8 @@ class _Life:
 
 class LlamaCore:
     """A GGUF model run by llama.cpp. Sizes: slots and restarts are counts, cells and context_tokens
-    tokens, ram_bytes bytes; threads 0 means as many as this process may use, at most 8."""
+    tokens, ram_bytes and disk_bytes bytes; threads 0 means as many as this process may use, at most
+    8. disk is a folder for this core alone: what no longer fits into RAM goes there."""
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class LlamaCore:
         ram_bytes: int = 512 << 20,
         context_tokens: int | None = None,
         max_restarts: int = 5,
+        disk: Path | None = None,
+        disk_bytes: int = 0,
     ) -> None:
         self._load = wire.Load(
             str(model_path),
@@ -86,6 +89,8 @@ class LlamaCore:
             cells,
             ram_bytes,
             context_tokens,
+            str(disk) if disk else None,
+            disk_bytes,
         )
         self._max_restarts = max_restarts
         self._life: _Life | None = None

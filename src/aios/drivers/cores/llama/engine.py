@@ -31,6 +31,7 @@ from aios.drivers.cores.llama import snapshots
 from aios.drivers.cores.llama.answer import Answer
 from aios.drivers.cores.llama.binding import Context, Model
 from aios.drivers.cores.llama.cells import BLOCK
+from aios.drivers.cores.llama.disk import Disk
 from aios.drivers.cores.llama.grammar import Grammars, call_schema
 from aios.drivers.cores.llama.guesses import Guesses, shared_out
 from aios.drivers.cores.llama.residency import Residency
@@ -72,13 +73,17 @@ class Engine:
         cells: int,
         ram_bytes: int,
         context_tokens: int | None = None,
+        disk: Path | None = None,
+        disk_bytes: int = 0,
         share: bool = True,
     ) -> None:
         self.model = Model(path)
         blocks = max(cells // BLOCK, 8)
         self._context = Context(self.model, blocks * BLOCK, threads)
         self._threads = threads
-        self.residency = Residency(self._context, blocks, ram_bytes, share=share)
+        self.residency = Residency(
+            self._context, blocks, ram_bytes, Disk(disk, disk_bytes), share=share
+        )
         window = min(self.model.trained_window, blocks * BLOCK, context_tokens or 1 << 30)
         self.abilities = Abilities(name, slots, window, cells=blocks * BLOCK)
         self._template = Template(
@@ -400,7 +405,7 @@ class Engine:
 
     def page_in(self, number: int) -> Paged:
         s = self._find(number)
-        size = s.image.data.nbytes if s.image and s.id is None else 0
+        size = s.image.state.size if s.image and s.id is None else 0
         self.residency.bring(s)
         return Paged(size if s.image is None else 0)
 
@@ -427,8 +432,10 @@ class Engine:
         return Report(
             cells_used=residency.cells_used,
             cells_total=residency.cells.total,
-            ram_used=residency.ram_needed,
+            ram_used=residency.needed(in_ram=True),
             ram_limit=residency.ram_limit,
+            disk_used=residency.needed(in_ram=False),
+            disk_limit=residency.disk.limit,
             sequences=len(residency.sequences),
         )
 
@@ -437,6 +444,7 @@ class Engine:
         return self.residency.check()
 
     def close(self) -> None:
+        self.residency.disk.close()
         self._context.close()
         self.model.close()
 

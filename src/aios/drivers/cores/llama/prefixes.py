@@ -2,7 +2,7 @@
 
 A node is a full chunk of 64 prompt tokens after the chunks of its parents. Only KV that was
 computed as prompt is here, never decoded tokens (their bits differ), so a result does not depend on
-what was in the tree when it was made. A node lies in one block of cells, in RAM, or nowhere (then
+what was in the tree when it was made. A node lies in cells, in RAM, on disk, or nowhere (then
 whoever needs it next computes it again).
 
 The naive twin is a tree that never holds anything: every sequence computes its own prompt.
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from aios.drivers.cores.llama.cells import BLOCK, Bytes
+from aios.drivers.cores.llama.cells import BLOCK
+from aios.drivers.cores.llama.disk import State
 
 Tokens = tuple[int, ...]
 
@@ -40,7 +41,7 @@ class Node:
         self.children: dict[Tokens, Node] = {}
         self.block: int | None = None
         self.holder = -1
-        self.image: Bytes | None = None
+        self.image: State | None = None
         self.users = 0  # sequences in cells that stand on it
         self.waiting = 0  # sequences paged out that will
         self.used_at = 0  # of the engine's turns
@@ -102,9 +103,13 @@ class Prefixes:
         found = (n for n in self.nodes() if n.block is not None and not n.users)
         return min(found, key=lambda n: (n.used_at, -n.depth), default=None)
 
-    def spare_image(self) -> Node | None:
-        """The node in RAM that nobody waits for and that was used longest ago."""
-        found = (n for n in self.nodes() if n.image is not None and not n.waiting)
+    def spare_image(self, *, in_ram: bool) -> Node | None:
+        """The node in RAM (or on disk) that nobody waits for and that was used longest ago."""
+        found = (
+            n
+            for n in self.nodes()
+            if n.image is not None and n.image.is_in_ram == in_ram and not n.waiting
+        )
         return min(found, key=lambda n: (n.used_at, -n.depth), default=None)
 
     def prune(self, node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Where each sequence's KV lies: in cells, in RAM, or nowhere (then it is computed again).
+"""Where each sequence's KV lies: in cells, in RAM, on disk, or nowhere (computed again).
 
 When cells are short, room is made in this order: prompt chunks that nobody stands on, used longest
 ago first; sequences without a slice, likewise; sequences whose slice was granted later than that of
@@ -16,6 +16,7 @@ import numpy as np
 
 from aios.drivers.cores.llama.binding import OUTPUTS, Context
 from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Bytes, Cells
+from aios.drivers.cores.llama.disk import Disk, State
 from aios.drivers.cores.llama.prefixes import Node, Prefixes
 from aios.drivers.cores.llama.sequences import Image, Sequence
 
@@ -27,13 +28,14 @@ class Residency:
     """All sequences of one context. *share* off computes every prompt by itself (for baselines)."""
 
     def __init__(
-        self, context: Context, blocks: int, ram_limit: int, *, share: bool = True
+        self, context: Context, blocks: int, ram_limit: int, disk: Disk, *, share: bool = True
     ) -> None:
         self._context = context
         self.cells = Cells(context, blocks)
         self.prefixes = Prefixes()
         self.sequences: dict[int, Sequence] = {}
         self.ram_limit, self.ram_used = ram_limit, 0
+        self.disk = disk
         self.turn = 0
         self._share = share
         self._chunk_bytes = self.cells.plug_bytes
@@ -128,15 +130,20 @@ class Residency:
         return True
 
     def _lift(self, s: Sequence, node: Node) -> bool:
-        """A chunk from RAM into a block above the sequence that wants it."""
+        """A chunk from RAM or disk into a block above the sequence that wants it."""
         blocks = self._reserve(s, 1) if node.image is not None else None
         if blocks is None:
             return False
         if node.image is None or s.cells:  # the room was made of it, or *s* had to move
             self.cells.drop(blocks, ())
             return False
-        data, node.image = node.image, None
-        self.ram_used -= data.nbytes
+        state, node.image = node.image, None
+        data = self._fetch(state)
+        self._drop(state)
+        if data is None:  # its file is gone
+            self.cells.drop(blocks, ())
+            self.prefixes.prune(node)
+            return False
         assert s.id is not None
         node.block, node.holder = blocks[0], s.id
         self._held[s.id] += 1
@@ -144,16 +151,19 @@ class Residency:
         return True
 
     def _restore(self, s: Sequence) -> bool:
-        """Its own cells from its image."""
+        """Its own cells from its image; an image that is gone leaves them to be computed."""
         assert s.image is not None
         count = s.image.end - s.image.start
         blocks = self._reserve(s, -(-count // BLOCK))
         if blocks is None:
             return False
         assert s.id is not None
-        data = s.image.data
+        data = self._fetch(s.image.state)
         self._forget_image(s)
-        self._place(s, blocks, count, data)
+        if data is None:
+            self.cells.drop(blocks, ())
+        else:
+            self._place(s, blocks, count, data)
         return True
 
     def _place(self, s: Sequence, blocks: list[int], count: int, data: Bytes) -> None:
@@ -291,16 +301,15 @@ class Residency:
     # --- out of the cells -------------------------------------------------------------------------
 
     def page_out(self, s: Sequence) -> int:
-        """Move its own cells to RAM, or drop them if RAM is full; how many bytes were moved."""
+        """Move its own cells to RAM or disk, or drop them if both are full; the bytes moved."""
         if s.id is None:
             return 0
         moved = 0
         if s.cells and s.image is None:
-            data = self._copy(s.id, s.base, s.computed)
-            if self._fits(data.nbytes):
-                moved = data.nbytes
-                s.image = Image(data, s.base, s.computed)
-                self.ram_used += moved
+            state = self._put_by(self._copy(s.id, s.base, s.computed))
+            if state is not None:
+                moved = state.size
+                s.image = Image(state, s.base, s.computed)
         nodes = s.nodes
         self._leave(s)
         s.waits_on = nodes
@@ -315,10 +324,9 @@ class Residency:
         return self._context.state(s.id), s.computed
 
     def give_image(self, s: Sequence, data: Bytes, computed: int) -> None:
-        """KV of its first positions, read from a file; dropped if RAM is full."""
-        if computed and self._fits(data.nbytes):
-            s.image = Image(data, 0, computed)
-            self.ram_used += data.nbytes
+        """KV of its first positions, read from a file; dropped if RAM and disk are full."""
+        if computed and (state := self._put_by(data)) is not None:
+            s.image = Image(state, 0, computed)
 
     def _copy(self, seq: int, start: int, end: int) -> Bytes:
         self._context.share(seq, SCRATCH, start, end)
@@ -342,13 +350,14 @@ class Residency:
         s.nodes, s.blocks, s.cells, s.room = [], [], [], []
 
     def _evict(self, node: Node, *, keep: bool = False) -> None:
-        """A chunk nobody stands on leaves the cells: to RAM if it may be wanted, else nowhere."""
+        """A chunk nobody stands on leaves the cells: to RAM if it may be wanted, else nowhere.
+
+        To disk goes only what somebody waits for.
+        """
         assert not node.users
         if keep or node.waiting or node.is_reused:
             data = self._copy(node.holder, node.start, node.start + BLOCK)
-            if self._fits(data.nbytes):
-                node.image = data
-                self.ram_used += data.nbytes
+            node.image = self._put_by(data, may_be_file=node.waiting > 0)
         self._context.forget(node.holder, node.start, node.start + BLOCK)
         assert node.block is not None
         self.cells.drop((node.block,), node.cells)
@@ -362,19 +371,48 @@ class Residency:
     def _fits(self, size: int) -> bool:
         """Is there RAM for this? Chunks that nobody waits for make way."""
         while self.ram_used + size > self.ram_limit:
-            spare = self.prefixes.spare_image()
-            if spare is None or spare.image is None:
+            if not self._drop_spare(in_ram=True):
                 return False
-            self.ram_used -= spare.image.nbytes
-            spare.image = None
-            self.prefixes.prune(spare)
         return True
+
+    def _fits_on_disk(self, size: int) -> bool:
+        while not self.disk.fits(size):
+            if not self._drop_spare(in_ram=False):
+                return False
+        return True
+
+    def _drop_spare(self, *, in_ram: bool) -> bool:
+        spare = self.prefixes.spare_image(in_ram=in_ram)
+        if spare is None or spare.image is None:
+            return False
+        self._drop(spare.image)
+        spare.image = None
+        self.prefixes.prune(spare)
+        return True
+
+    def _put_by(self, data: Bytes, *, may_be_file: bool = True) -> State | None:
+        """A KV state to RAM, or to a file if RAM is full; None if there is no room for it."""
+        if self._fits(data.nbytes):
+            self.ram_used += data.nbytes
+            return State(data, data.nbytes)
+        if may_be_file and self._fits_on_disk(data.nbytes):
+            return self.disk.write(data)
+        return None
+
+    def _fetch(self, state: State) -> Bytes | None:
+        return state.data if state.is_in_ram else self.disk.read(state)
+
+    def _drop(self, state: State) -> None:
+        if state.is_in_ram:
+            self.ram_used -= state.size
+        else:
+            self.disk.remove(state)
 
     def _forget_image(self, s: Sequence) -> None:
         if s.image:
             s.image.sharers -= 1
             if not s.image.sharers:
-                self.ram_used -= s.image.data.nbytes
+                self._drop(s.image.state)
             s.image = None
 
     def _stop_waiting(self, s: Sequence) -> None:
@@ -434,12 +472,12 @@ class Residency:
         kept = sum(node.block is not None and not node.users for node in self.prefixes.nodes())
         return self.cells.used - kept * BLOCK
 
-    @property
-    def ram_needed(self) -> int:
-        """Bytes of images that sequences need."""
-        images = {id(s.image): s.image.data.nbytes for s in self.sequences.values() if s.image}
-        nodes = (n.image.nbytes for n in self.prefixes.nodes() if n.image is not None and n.waiting)
-        return sum(images.values()) + sum(nodes)
+    def needed(self, *, in_ram: bool) -> int:
+        """Bytes of images that sequences need, in RAM or in files."""
+        images = {id(s.image): s.image.state for s in self.sequences.values() if s.image}
+        nodes = (n.image for n in self.prefixes.nodes() if n.image is not None and n.waiting)
+        states = (*images.values(), *nodes)
+        return sum(state.size for state in states if state.is_in_ram == in_ram)
 
     def check(self) -> list[str]:
         """Invariants, in numbers."""
@@ -449,10 +487,14 @@ class Residency:
         held = len({b for s in everyone for b in s.blocks}) + len(in_cells)
         if held * BLOCK != self.cells.used:
             found.append(f"{held} blocks are accounted for, {self.cells.used // BLOCK} are held")
-        images = {id(s.image): s.image.data.nbytes for s in everyone if s.image}
-        ram = sum(images.values()) + sum(n.image.nbytes for n in nodes if n.image is not None)
+        images = {id(s.image): s.image.state for s in everyone if s.image}
+        states = [*images.values(), *(n.image for n in nodes if n.image is not None)]
+        ram = sum(state.size for state in states if state.is_in_ram)
         if ram != self.ram_used or ram > self.ram_limit:
             found.append(f"images take {ram} bytes, counted {self.ram_used} of {self.ram_limit}")
+        files = sum(state.size for state in states if not state.is_in_ram)
+        if files != self.disk.used or files > self.disk.limit:
+            found.append(f"files take {files} bytes, counted {self.disk.used} of {self.disk.limit}")
         ids = {s.id for s in everyone if s.id is not None} | {n.holder for n in in_cells}
         if len(ids) + len(self._free_ids) != OUTPUTS - FIRST_ID:
             found.append(f"{len(ids)} ids are used and {len(self._free_ids)} free")

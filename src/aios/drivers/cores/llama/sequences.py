@@ -16,19 +16,20 @@ from typing import Any
 
 from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.llama.answer import Answer
-from aios.drivers.cores.llama.cells import BLOCK, Bytes
+from aios.drivers.cores.llama.cells import BLOCK
+from aios.drivers.cores.llama.disk import State
 from aios.drivers.cores.llama.guesses import Guesses
 from aios.drivers.cores.llama.prefixes import Node
 from aios.ports import Prompt
 
 
 class Image:
-    """KV of positions [start, end) in RAM; forks share one."""
+    """KV of positions [start, end) in RAM or in a file; forks share one."""
 
-    __slots__ = ("data", "end", "sharers", "start")
+    __slots__ = ("end", "sharers", "start", "state")
 
-    def __init__(self, data: Bytes, start: int, end: int) -> None:
-        self.data, self.start, self.end = data, start, end
+    def __init__(self, state: State, start: int, end: int) -> None:
+        self.state, self.start, self.end = state, start, end
         self.sharers = 1
 
 
@@ -74,7 +75,7 @@ class Sequence:
         self.image: Image | None = None
 
     def __repr__(self) -> str:
-        where = "cells" if self.id is not None else "ram" if self.image else "nowhere"
+        where = "cells" if self.id is not None else self.image.state if self.image else "nowhere"
         return (
             f"<sequence {self.number}: {len(self.tokens)}+{len(self.made)} tokens, "
             f"{self.computed} computed, {where}>"

@@ -30,6 +30,8 @@ class Load(Op, frozen=True):
     cells: int
     ram_bytes: int
     context_tokens: int | None = None
+    disk: str | None = None
+    disk_bytes: int = 0
 
 
 class Admit(Op, frozen=True):

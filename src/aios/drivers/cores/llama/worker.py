@@ -106,6 +106,8 @@ class Worker:
             cells=op.cells,
             ram_bytes=op.ram_bytes,
             context_tokens=op.context_tokens,
+            disk=Path(op.disk) if op.disk else None,
+            disk_bytes=op.disk_bytes,
         )
         return self._engine.abilities
 
