@@ -181,6 +181,10 @@ async def run(
             running_s=ticket.ran_s,
         )
         call.ticket = None  # what it waited and ran is booked now
+        if progress.reason is None:  # without an answer: what it took is taken all the same
+            kernel.trace.record(*kernel.processes.spent(process))
+        else:  # in one transaction with its end
+            call.effects += kernel.processes.spent(process)
         kernel.processes.recheck_budgets()
         await scheduler.release(ticket)
     return Generation(

@@ -12,7 +12,8 @@ from aios.abi import wire
 from aios.abi.calls import Call, Reply
 from aios.ports import CallRow
 
-UNCOMPARED = ("timeout_s", "path", "recall")  # fields that are not what is asked
+# fields that are not what is asked; a second life is another OS process
+UNCOMPARED = ("timeout_s", "path", "recall", "os_pid")
 
 
 def kept(value: Call | Reply) -> Call | Reply:

@@ -153,11 +153,16 @@ class Kernel:
         the call.
         """
         caller = self.processes.get(pid)
-        if caller is None or caller.state == "zombie" or self._closing:
-            raise Killed(f"process {pid} has ended; it can make no more calls.")
+        if caller is None or self._closing:
+            raise _over(pid)
         entry = SYSTEM_CALLS.get(type(call))
         if entry is None:
             raise InvalidCall(f"{type(call).__name__} is not a system call.")
+        if caller.state == "zombie":
+            told = await replay.tell_again(self, caller, entry, call, on_delta)
+            if told is None:
+                raise _over(pid)
+            return told
         if caller.heard is not None:
             caller.heard.set()
             caller.heard = None
@@ -204,7 +209,9 @@ class Kernel:
                 await self.trace.durable()  # the intent, before the effect
             reply = await entry.handler(self, open_call, target, call)
         except AiosError as error:
-            raise self._failed(open_call, error) from error.__cause__
+            failed = self._failed(open_call, error)
+            await self._kept(open_call)
+            raise failed from error.__cause__
         except asyncio.CancelledError:
             if open_call.verdict is None:
                 self._cancelled(open_call, "its caller went away")
@@ -212,6 +219,7 @@ class Kernel:
             failed = self._failed(open_call, open_call.verdict)
             if open_call.task.uncancel():  # its caller went away as well
                 raise
+            await self._kept(open_call)
             raise failed from None
         except BaseException as error:
             self._failed(open_call, AiosError(f"a bug in the kernel: {error!r}"))
@@ -315,6 +323,15 @@ class Kernel:
             message=error.message,
         )
         return error
+
+    async def _kept(self, call: OpenCall) -> None:
+        """Wait until its error is durable: a second life is told the same."""
+        if call.is_silent or call.process.state == "zombie":
+            return
+        try:
+            await self.trace.durable()
+        except StoreFailed:
+            pass  # what was wrong with the call may be told all the same
 
     def _cancelled(self, call: OpenCall, reason: str, code: str | None = None) -> None:
         call.process.calls.pop(call.id, None)
@@ -542,6 +559,10 @@ class Kernel:
         if not self._is_frozen:
             await self.trace.durable()
         await self.journal.close()
+
+
+def _over(pid: int) -> Killed:
+    return Killed(f"process {pid} has ended; it can make no more calls.")
 
 
 def _drawn(call: abi.Generate) -> abi.Generate:

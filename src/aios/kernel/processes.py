@@ -289,7 +289,8 @@ class Processes:
         if process.argv:
             return
         if process.state != "new":
-            process.looking = kernel.spawn_task(self._look_back_once(process))
+            lives_on = not self._runs_in_program(process)
+            process.looking = kernel.spawn_task(self._look_back_once(process, lives_on))
         os_pid = process.spawned.os_pid
         if os_pid is None:
             self._keep(process, self._end_if_silent(process))
@@ -305,9 +306,9 @@ class Processes:
             above = above.parent
         return False
 
-    async def _look_back_once(self, process: Process) -> None:
+    async def _look_back_once(self, process: Process, lives_on: bool) -> None:
         try:
-            await self.look_back(process)
+            await self.look_back(process, lives_on)
         finally:
             process.looking = None
 
@@ -341,16 +342,25 @@ class Processes:
             self._kernel.trace.record(EnvRow(process.pid, sealed))
 
     async def take_up(self, child: Process, parent: Process) -> str:
-        """A second life runs this child in its own Python again; returns the child's new key."""
+        """A second life runs this child in its own Python again; returns the child's new key.
+
+        One that has ended is told again what it was told.
+        """
         key = self._kernel.keys.renew(child)
+        if child.looking is not None:
+            await asyncio.shield(child.looking)
         if child.state != "new":
             await self.look_back(child)
-        if parent.os is not None and child.spawned.os_pid is not None:
+        is_over = child.state == "zombie"
+        if parent.os is not None and child.spawned.os_pid is not None and not is_over:
             self.tie(child, parent.os.os_pid)
         return key
 
-    async def look_back(self, process: Process) -> bool:
-        """Read back what its earlier lives asked; True if there are calls to be settled first."""
+    async def look_back(self, process: Process, lives_on: bool = False) -> bool:
+        """Read back what its earlier lives asked; True if there are calls to be settled first.
+
+        lives_on: the Python that runs it has not died, and works on what it was given.
+        """
         kernel = self._kernel
         calls = await kernel.journal.calls(process.pid, CallFilter(EVERY_CALL, void=False))
         is_replayed = replay.is_replayed(SYSTEM_CALLS)
@@ -364,14 +374,14 @@ class Processes:
         for call in begun:
             if child := children.get(call.start.id):  # its effect is there, so it had its result
                 replay.settle(kernel, process, call, Spawned(child.pid))
-        for call in await replay.outcomes(kernel, process, calls):
+        for call in await replay.outcomes(kernel, process, calls, lives_on):
             process.unknown[call.start.id] = Unknown(call)
             if "unknown_outcome" not in process.reasons:  # else it was told in a kernel before
                 kernel.trace.emit(
                     ev.CallUnknown, process.pid, call=call.start.id, name=call.start.name
                 )
         if process.unknown:
-            process.awaits_launch = True
+            process.awaits_launch = bool(process.argv)
             self.suspend(process, "unknown_outcome")
         return bool(process.unknown)
 
@@ -714,6 +724,7 @@ class Processes:
             process.parent.children.pop(process.pid, None)
         if process.keeper is not None and process.keeper is not asyncio.current_task():
             process.keeper.cancel()
+        self._kernel.keys.revoke_of(process)
         self._kernel.trace.emit(
             ev.ProcessReaped,
             process.pid,

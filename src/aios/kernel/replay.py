@@ -201,6 +201,33 @@ async def recall(
     return None, None
 
 
+async def tell_again(
+    kernel: Kernel,
+    caller: Process,
+    entry: Entry,
+    call: Call,
+    on_delta: Callable[[Delta], None] | None,
+) -> Reply | None:
+    """What a process was told that has ended, while its parent's next life runs it again.
+
+    None once there is nothing left to tell: it had ended there.
+    """
+    if caller.replay is None:
+        return None
+    match call:
+        case abi.ExitAgent():
+            return abi.Done()
+        case abi.ToolRegister():
+            return abi.ToolSpecs(call.tools)
+        case abi.ToolNext():  # none will come; it goes with whoever asks
+            await asyncio.get_running_loop().create_future()
+    history = caller.replay.find(call)
+    if history is None or not is_told(history):
+        return None
+    caller.replay.take(history)
+    return await _told(kernel, caller, entry, call, history, on_delta)
+
+
 async def _told(
     kernel: Kernel,
     caller: Process,
@@ -223,13 +250,13 @@ async def _told(
 
 
 async def outcomes(
-    kernel: Kernel, process: Process, calls: Iterable[CallHistory]
+    kernel: Kernel, process: Process, calls: Iterable[CallHistory], lives_on: bool
 ) -> list[CallHistory]:
     """Those of a dead life's *calls* whose effect may have happened and whose result is not known.
 
     A tool's call is safe to make again while nobody took it, or if its tool says so; where the tool
-    had answered, the answer is known and the call ends here. A program that still lives (it runs in
-    its caller's Python) works on what it has taken, and will answer.
+    had answered, the answer is known and the call ends here. A program that lives on (in its
+    caller's Python) works on what it has taken, and will answer.
     """
     effects: dict[str, str] = {}
     taken: set[str] = set()
@@ -240,6 +267,8 @@ async def outcomes(
             case "tool_register":
                 request = wire.decode(history.start.request, abi.ToolRegister)
                 effects = {tool.name: tool.effect for tool in request.tools}
+                if lives_on and is_told(history):  # it offers them still
+                    process.tools = {tool.name: tool for tool in request.tools}
             case "tool_next" if history.end is not None and history.end.reply is not None:
                 taken.add(wire.decode(history.end.reply, abi.ToolInvocation).id)
             case "tool_return":
@@ -253,7 +282,7 @@ async def outcomes(
         if answer := returned.get(call):
             reply = abi.ToolAnswer(answer.content, answer.is_error)
             settle(kernel, process, history, reply)
-        elif call in taken and not process.argv:
+        elif call in taken and lives_on:
             process.taken_tools.add(call)
         elif call in taken:
             name = wire.decode(history.start.request, abi.ToolCall).name

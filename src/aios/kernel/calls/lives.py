@@ -145,7 +145,7 @@ async def keyed_again(
 ) -> abi.Spawned:
     """For a second life: a child that it runs itself has a new key; the old one was not kept."""
     child = kernel.processes.get(reply.aid)
-    if child is None or child.state == "zombie" or child.argv:
+    if child is None or child.argv:
         return reply
     return abi.Spawned(child.pid, await kernel.processes.take_up(child, caller))
 

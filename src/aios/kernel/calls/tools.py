@@ -51,8 +51,8 @@ async def sys_tool_call(
         )
     if wrong := mismatch(request.arguments, tool.parameters):
         raise InvalidCall(f"the arguments of {tool.name} do not fit its schema: {wrong}.")
-    answer: asyncio.Future[tuple[str, bool]] = asyncio.get_running_loop().create_future()
-    target.pending_tools[call.id] = answer
+    # there already if its program, which lives on, was faster than its caller
+    answer = target.pending_tools.setdefault(call.id, asyncio.get_running_loop().create_future())
     if call.id not in target.taken_tools:  # else its program works on it since before a crash
         target.invocations.append(abi.ToolInvocation(call.id, tool.name, request.arguments))
         _tell(target)
@@ -71,9 +71,9 @@ async def sys_tool_next(
 ) -> abi.ToolInvocation:
     for id in target.taken_tools.difference(request.busy):  # given by a dead kernel, never received
         target.taken_tools.discard(id)
-        call_of_it = target.calls.get(id)
-        if call_of_it is not None and isinstance(call_of_it.call, abi.ToolCall):
-            asked = call_of_it.call
+        if id in target.pending_tools:  # else its call is about to say so itself
+            asked = target.calls[id].call
+            assert isinstance(asked, abi.ToolCall)
             target.invocations.append(abi.ToolInvocation(id, asked.name, asked.arguments))
     while not target.invocations:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,6 +101,9 @@ async def sys_tool_return(
             outcome = abi.ToolAnswer(request.content, request.is_error)
             replay.settle(kernel, target, history, outcome)
             return abi.Done()
+        if request.id in target.calls:  # it is coming back just now
+            answer = asyncio.get_running_loop().create_future()
+            target.pending_tools[request.id] = answer
     if answer is None or answer.done():
         raise NotFound(f"no tool call {request.id!r} of process {target.pid} waits for an answer.")
     answer.set_result((request.content, request.is_error))

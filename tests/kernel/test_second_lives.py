@@ -1,0 +1,149 @@
+"""What a second life is told, in the corners: found by the simulation (tests/simulation)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from test_recovery import Program, World, healthy, spawn
+
+from aios.abi import calls as abi
+from aios.abi.messages import ToolSpec
+from aios.errors import AiosError, TimedOut
+from aios.testing import FakeClock, settle, user
+
+COUNT = ToolSpec("count")
+
+
+@pytest.mark.parametrize("call", [abi.RecvMessage(timeout_s=1.0), abi.KillAgent(aid=99)])
+async def test_an_error_is_durable_before_it_is_told(call: abi.Call) -> None:
+    kept: list[bool] = []
+
+    async def live(program: Program) -> None:
+        with pytest.raises(AiosError):
+            await program.ask(call)
+        (history,) = await program.kernel.journal.calls(program.pid)
+        kept.append(history.end is not None)
+        await program.say("and then")
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        await spawn(kernel)
+        assert isinstance(kernel.clock, FakeClock)
+        await kernel.clock.advance(2)
+        assert kept == [True]
+
+
+async def test_what_was_spent_without_an_answer_stays_spent() -> None:
+    async def live(program: Program) -> None:
+        with pytest.raises(TimedOut):
+            await program.ask(abi.Generate(messages=user("one two three"), timeout_s=1.0))
+        await asyncio.Event().wait()
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel, budget=abi.Limits(tokens=100))
+        assert isinstance(kernel.clock, FakeClock)
+        await kernel.clock.advance(2)
+        left = kernel.processes.find(pid).left().tokens
+        assert left == 96
+    async with world.kernel() as kernel:
+        assert kernel.processes.find(pid).left().tokens == left
+
+
+def parent(inside: list[str], until: str) -> Any:
+    """A program that runs a child in its own Python; ``until`` is how far its first life comes."""
+
+    async def live(program: Program) -> None:
+        # another OS process in each life
+        call = abi.SpawnAgent(program="child", os_pid=70_000 + program.life)
+        spawned = await program.ask(call)
+        kernel, child = program.kernel, program.kernel.identify(spawned.key)
+        inner = Program(kernel, child, {"AIOS_LIFE": str(program.life)})
+        await inner.ask(abi.ToolRegister(tools=(COUNT,)))
+        calling = asyncio.ensure_future(inner.ask(abi.ToolCall(name="count")))
+        calling.add_done_callback(lambda call: call.cancelled() or call.exception())
+        await settle()
+        if not calling.done():
+            taken = await kernel.trap(child, abi.ToolNext())
+            inside.append("effect")
+            if until == "taken" and program.life == 1:
+                await asyncio.Event().wait()
+            await kernel.trap(child, abi.ToolReturn(id=taken.id, content="done"))
+        answer = await calling
+        await kernel.trap(child, abi.ExitAgent(result=answer.content))
+        await program.say(f"the child said {answer.content}")
+
+    return live
+
+
+async def test_a_child_that_had_ended_in_its_parents_python_is_not_lived_again() -> None:
+    inside: list[str] = []
+    world = World(parent(inside, "ended"))
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        assert inside == ["effect"]
+    async with world.kernel() as kernel:
+        await settle(200)
+        world.core.step()
+        await settle(200)
+        assert kernel.processes.find(pid).exit_status == 0
+        assert inside == ["effect"]
+        await healthy(kernel)
+
+
+async def test_an_effect_of_a_child_in_a_dead_programs_python_is_unknown() -> None:
+    inside: list[str] = []
+    world = World(parent(inside, "taken"))
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+    async with world.kernel() as kernel:
+        await settle(200)
+        (child,) = kernel.processes.find(pid).children.values()
+        assert child.reasons == {"unknown_outcome"}
+        (unknown,) = child.unknown
+        login = kernel.identify(kernel.user_key)
+        settling = abi.SettleCall(aid=child.pid, target=unknown, outcome="done", value="done")
+        await kernel.trap(login, settling)
+        await settle(200)
+        world.core.step()
+        await settle(200)
+        assert kernel.processes.find(pid).exit_status == 0
+        assert inside == ["effect"]
+        await healthy(kernel)
+
+
+@pytest.mark.parametrize("first", ["return", "next"])
+async def test_a_tool_of_an_agent_that_lives_on_is_asked_for_once(first: str) -> None:
+    world = World(asyncio.Event().wait)  # type: ignore[arg-type]
+    async with world.kernel() as kernel:
+        login = kernel.identify(kernel.user_key)
+        spawned = await kernel.trap(login, abi.SpawnAgent(program="p", os_pid=1))
+        assert isinstance(spawned, abi.Spawned)
+        await kernel.trap(spawned.aid, abi.ToolRegister(tools=(COUNT,), path="0"))
+        calling = asyncio.ensure_future(
+            kernel.trap(spawned.aid, abi.ToolCall(name="count", path="1"))
+        )
+        calling.add_done_callback(lambda call: call.cancelled() or call.exception())
+        taken = await kernel.trap(spawned.aid, abi.ToolNext())
+        assert isinstance(taken, abi.ToolInvocation)
+    async with world.kernel() as kernel:
+        pid, busy = spawned.aid, (taken.id,) if first == "return" else ()
+        calls: list[abi.Call] = [
+            abi.ToolCall(name="count", path="1"),  # known again: it was offered before the crash
+            abi.ToolReturn(id=taken.id, content="done")
+            if first == "return"
+            else abi.ToolNext(busy=busy),
+        ]
+        asked = [asyncio.ensure_future(kernel.trap(pid, call)) for call in calls]
+        await settle(100)
+        if first == "next":  # the dead kernel gave it, and nobody got it
+            assert asked[1].result() == taken
+            again = asyncio.ensure_future(kernel.trap(pid, abi.ToolNext(busy=(taken.id,))))
+            await settle(100)
+            assert not again.done()
+            again.cancel()
+            await kernel.trap(pid, abi.ToolReturn(id=taken.id, content="done"))
+        assert (await asked[0]).content == "done"  # type: ignore[attr-defined]
+        await healthy(kernel)
