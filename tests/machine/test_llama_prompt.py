@@ -53,6 +53,28 @@ def test_a_template_that_knows_tools_gets_them() -> None:
     assert chatml(source).render((Message("user", "hi"),), (ADD,)) == "[add]"
 
 
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}"
+    "{% endfor %}"
+)
+
+
+def test_a_strict_template_gets_turns_as_it_wants_them() -> None:
+    messages = (
+        Message("system", "Be brief."),
+        Message("user", "A summary."),
+        Message("user", "Hello."),
+        Message("assistant", "Hi."),
+        Message("user", "And?"),
+    )
+    text = chatml(STRICT).render(messages, ())
+    assert text == "<user>Be brief.\n\nA summary.\n\nHello.<assistant>Hi.<user>And?"
+    # what a template takes is left as it is
+    assert chatml().render(messages, ()).count("<|im_start|>user") == 3
+
+
 def test_a_template_that_refuses_says_why() -> None:
     source = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidCall, match="roles must alternate"):

@@ -48,18 +48,22 @@ class Template:
             turns = _without_tool_turns(turns)
             if tools:
                 turns = _with_system(turns, self._clean(_tool_block(tools)))
-        try:
-            return self._template.render(
-                messages=turns,
-                tools=[_function(tool) for tool in tools] if tools else None,
-                add_generation_prompt=True,
-                bos_token=self._bos,
-                eos_token=self._eos,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InvalidCall(
-                f"the model's chat template refuses these messages: {error}."
-            ) from error
+        refusal: Exception | None = None
+        # a strict template wants user and assistant by turns, some no system prompt at all
+        for way in (turns, _joined(turns), _joined(_without_system(turns))):
+            try:
+                return self._template.render(
+                    messages=way,
+                    tools=[_function(tool) for tool in tools] if tools else None,
+                    add_generation_prompt=True,
+                    bos_token=self._bos,
+                    eos_token=self._eos,
+                )
+            except (jinja2.TemplateError, TypeError, ValueError) as error:
+                refusal = refusal or error
+        raise InvalidCall(
+            f"the model's chat template refuses these messages: {refusal}."
+        ) from refusal
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn: dict[str, Any] = {"role": message.role, "content": self._clean(message.content)}
@@ -117,6 +121,24 @@ def _with_system(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]
         joined = f"{turns[0]['content']}\n\n{text}"
         return [{**turns[0], "content": joined}, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]
+
+
+def _joined(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns of one role that follow each other become one."""
+    found: list[dict[str, Any]] = []
+    for turn in turns:
+        last = found[-1] if found else {}
+        tied = {"tool_calls", "tool_call_id"} & (last.keys() | turn.keys())
+        if last.get("role") == turn["role"] and not tied:
+            found[-1] = {**last, "content": f"{last['content']}\n\n{turn['content']}"}
+        else:
+            found.append(turn)
+    return found
+
+
+def _without_system(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the system says is said by the user."""
+    return [{**turn, "role": "user"} if turn["role"] == "system" else turn for turn in turns]
 
 
 def _without_tool_turns(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
