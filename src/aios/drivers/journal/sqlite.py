@@ -52,13 +52,20 @@ class SqliteJournal(Questions):
     SetupError says why it cannot be opened: in use, from a newer aios, no database, no access.
     """
 
-    def __init__(self, path: Path, reserve_bytes: int = RESERVE_BYTES) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        checkpoint_pages: int = CHECKPOINT_PAGES,
+        vfs: str | None = None,  # of SQLite: how it reaches the disk
+    ) -> None:
+        self._path, self._vfs = path, vfs
         self._lock = _lock(path)
         self._reserve = Reserve(path.with_suffix(".reserve"), reserve_bytes)
         self._reserve.release()  # opening takes a few blocks, on a full disk as well
         try:
-            self._connection, self._last_seq = _open(path)
+            self._connection, self._last_seq = _open(path, vfs, checkpoint_pages)
         except BaseException:
             os.close(self._lock)
             raise
@@ -234,7 +241,7 @@ class SqliteJournal(Questions):
     # --- reading ----------------------------------------------------------------------------------
 
     def load(self) -> Image:
-        connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+        connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
         try:
             with connection:  # one transaction: a consistent whole
                 return image(connection)
@@ -266,7 +273,7 @@ class SqliteJournal(Questions):
         try:
             return self._idle.get_nowait()
         except queue.Empty:
-            return _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+            return _connect(self._path, apsw.SQLITE_OPEN_READONLY, self._vfs)
 
     def wal_bytes(self) -> int:
         try:
@@ -335,17 +342,18 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _open(path: Path) -> tuple[Any, int]:
+def _open(path: Path, vfs: str | None, checkpoint_pages: int) -> tuple[Any, int]:
     """The writer's connection, its file made or brought up to date, and its last event's number."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
-        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
+        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE, vfs)
     except (OSError, apsw.Error) as error:
         _refuse(path, error)
     try:
         connection.pragma("synchronous", "EXTRA")  # else the switch to WAL is not power-safe
         connection.pragma("journal_mode", "WAL")
-        connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        connection.pragma("wal_autocheckpoint", checkpoint_pages)
+        connection.pragma("secure_delete", True)  # what is deleted is overwritten
         migrate(connection, path)
         connection.pragma("synchronous", "FULL")
         last_seq = next(connection.execute(LAST))[0]
@@ -358,8 +366,8 @@ def _open(path: Path) -> tuple[Any, int]:
     return connection, last_seq
 
 
-def _connect(path: Path, mode: int) -> Any:
-    connection = apsw.Connection(str(path), flags=mode)
+def _connect(path: Path, mode: int, vfs: str | None) -> Any:
+    connection = apsw.Connection(str(path), flags=mode, vfs=vfs)
     connection.set_busy_timeout(BUSY_MS)
     return connection
 

@@ -26,7 +26,7 @@ STOP_WORDS = frozenset(COMMON.split())
 
 FREQUENCY = "SELECT coalesce(sum(doc), 0) FROM memory_terms WHERE term = ?"
 ASKED = """
-SELECT rowid, -rank FROM memory_words {join} WHERE memory_words MATCH :match {where}
+SELECT memory_words.rowid, -rank FROM memory_words {join} WHERE memory_words MATCH :match {where}
 ORDER BY rank LIMIT :limit
 """
 WITH_TIME = "CROSS JOIN memories ON memories.number = memory_words.rowid"
