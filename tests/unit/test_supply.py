@@ -22,12 +22,15 @@ def pins() -> dict[str, str]:
 
 def needed() -> set[str]:
     """Every package that an install with [test] brings here, by its canonical name."""
-    todo = [Requirement(r) for r in PROJECT["dependencies"]]
-    todo += [Requirement(r) for r in PROJECT["optional-dependencies"]["test"]]
+    todo = [Requirement(r) for r in (*PROJECT["dependencies"], "aios[test]")]
     found: set[str] = set()
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
+        if name == PROJECT["name"]:  # our own extras
+            extras = (PROJECT["optional-dependencies"][extra] for extra in wanted.extras)
+            todo += [Requirement(r) for extra in extras for r in extra]
+            continue
         applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
         if name not in found and applies:
             found.add(name)
