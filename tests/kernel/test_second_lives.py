@@ -147,3 +147,40 @@ async def test_a_tool_of_an_agent_that_lives_on_is_asked_for_once(first: str) ->
             await kernel.trap(pid, abi.ToolReturn(id=taken.id, content="done"))
         assert (await asked[0]).content == "done"  # type: ignore[attr-defined]
         await healthy(kernel)
+
+
+async def test_what_was_settled_stays_settled_when_its_parent_comes_back() -> None:
+    inside: list[str] = []
+    world = World(parent(inside, "taken"))
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        kernel.processes.suspend(kernel.processes.find(pid), "user")
+    async with world.kernel() as kernel:
+        (child,) = kernel.processes.find(pid).children.values()
+        assert child.reasons == {"unknown_outcome"}
+        (unknown,) = child.unknown
+        login = kernel.identify(kernel.user_key)
+        settling = abi.SettleCall(aid=child.pid, target=unknown, outcome="done", value="done")
+        resuming = abi.ResumeAgent(aid=pid)
+        await asyncio.gather(kernel.trap(login, settling), kernel.trap(login, resuming))
+        await settle(200)
+        assert not child.unknown
+        world.core.step()
+        await settle(200)
+        assert kernel.processes.find(pid).exit_status == 0
+        await healthy(kernel)
+
+
+async def test_a_context_that_was_emptied_is_still_there() -> None:
+    async def live(program: Program) -> None:
+        await program.say("something")
+        await program.ask(abi.ClrContext())
+        await asyncio.Event().wait()
+
+    world = World(live, gated=False)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+    async with world.kernel() as kernel:
+        login = kernel.identify(kernel.user_key)
+        report = await kernel.trap(login, abi.GetContext(aid=pid, messages=True))
+        assert report.messages == ()  # type: ignore[attr-defined]

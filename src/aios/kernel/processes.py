@@ -349,7 +349,8 @@ class Processes:
         key = self._kernel.keys.renew(child)
         if child.looking is not None:
             await asyncio.shield(child.looking)
-        if child.state != "new":
+        if child.state != "new" and not (child.replay is not None and child.replay.is_unused):
+            await self._kernel.trace.durable()
             await self.look_back(child)
         is_over = child.state == "zombie"
         if parent.os is not None and child.spawned.os_pid is not None and not is_over:

@@ -106,6 +106,11 @@ class Replay:
     def __len__(self) -> int:
         return len(self._by_path) + sum(map(len, self._by_request.values()))
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody has asked for anything yet."""
+        return not self.given and not self.is_over
+
     def find(self, call: Call) -> CallHistory | None:
         """What an earlier life asked there; None if nothing. ReplayDiverged if something else."""
         asked = canonical(msgspec.json.decode(wire.encode(kept(call))))

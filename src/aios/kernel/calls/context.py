@@ -158,6 +158,7 @@ async def sys_clr_context(
         used = await work.length(stay)
         gone = [turn for turn in context.turns if turn not in stay]
         compaction.change(call, target, context, gone, [])
+        call.effects.append(context.kept(target.pid))  # there still, though there is nothing in it
         context.tokens = used
         return _report(work, used)
 
