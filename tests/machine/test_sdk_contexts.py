@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from aios.ports import Prompt
 from aios.sdk import programs
 from aios.testing import ScriptedCore
 
+REPOSITORY = Path(__file__).parents[2]
 HEARD: list[Prompt] = []
 
 
@@ -129,3 +135,32 @@ async def test_a_manifest_reaches_the_process_and_its_requests(
         trip = await user.spawn(str(tmp_path), "Where does the Heron lie?")
         assert (await trip.wait()).exit_status == 0
         assert "berth seven" in HEARD[-1].messages[0].content
+
+
+async def test_the_page_about_contexts_runs(served: Served, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/howto/context.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    environment = {**os.environ, "AIOS_URL": served.url, "AIOS_KEY": served.key}
+    for block in blocks:
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", block, env=environment, cwd=tmp_path, stdout=subprocess.PIPE
+        )
+        out, _ = await running.communicate()
+        assert running.returncode == 0, block
+    assert b"You said: Where does the Heron lie?" in out
+    for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        (tmp_path / "notes.py").write_text("")
+        (tmp_path / "clerk.py").write_text("")
+        (tmp_path / "agent.toml").write_text(text)
+        assert programs.of_manifest(tmp_path / "agent.toml").name in text
+
+
+async def test_the_example_talks_for_long(served: Served) -> None:
+    async with served.connect() as user:
+        talk = await user.spawn(str(REPOSITORY / "examples/long_talk.py"), "Tell me a story.")
+        end = await talk.wait()
+        assert (end.exit_status, end.reason) == (0, "exited with status 0")
+        assert end.result is not None
+        assert "messages could be read back" in end.result
+        assert not end.result.startswith("0 ")
