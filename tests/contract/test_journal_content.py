@@ -8,14 +8,13 @@ from pathlib import Path
 
 import apsw
 import pytest
-from journals import Disk, call, process, started
+from journals import Disk, call, started
 
-from aios.abi import wire
 from aios.drivers.journal.content import Content, pack, unpack
-from aios.drivers.journal.migrations import SCHEMA, migrate
+from aios.drivers.journal.migrations import migrate
 from aios.drivers.journal.rows import Rows
 from aios.errors import StoreFailed
-from aios.ports import CallEnd, CallFilter, CallRow, ContextRow, Image, Record
+from aios.ports import CallEnd, CallFilter, CallRow, ContextRow, Record
 
 WORDS = Path(__file__).read_text().split()
 
@@ -156,63 +155,3 @@ def test_only_what_gets_smaller_is_packed() -> None:
     assert packed == 1
     assert len(body) < 50
     assert unpack(packed, body) == b"a" * 5_000
-
-
-# --- from the first version on --------------------------------------------------------------------
-
-VERSION_1: list[tuple[str, tuple[object, ...]]] = [
-    ("processes", (3, "ann", None, "math", "live", b"[]", 0, None, None, 1.0, None, None, b"{}")),
-    ("calls", (7, 3, "generate", 1.0, b'{"n":7}')),
-    ("calls", (8, 3, "get_aid", 2.0, b'{"n":8}')),
-    ("ends", (7, "done", 1.5, b'"yes"', None)),
-    ("open_calls", (8,)),
-    ("tokens", (7, 0, b"\5\0\0\0")),
-    ("contexts", (3, "main", 0, b'"hello"')),
-    ("contexts", (3, "main", 1, b'"again"')),
-    ("contexts", (3, "other", 0, b'"hello"')),
-    ("forgotten", ("pid", 12)),
-    ("events", (4, 4, ",3,", wire.encode_lines([started(4, pid=3)]))),
-]
-
-
-def make_version_1(path: Path) -> None:
-    """A journal as the first version left it."""
-    (script,) = SCHEMA.glob("0001_*.sql")
-    connection = apsw.Connection(str(path))
-    connection.pragma("journal_mode", "WAL")
-    with connection:
-        connection.execute(script.read_text())
-        connection.pragma("user_version", 1)
-        for table, values in VERSION_1:
-            holes = ", ".join("?" * len(values))
-            connection.execute(f"INSERT INTO {table} VALUES ({holes})", values)
-    connection.close()
-
-
-async def test_a_journal_of_the_first_version_keeps_all_it_has(file: Disk) -> None:
-    file.path.parent.mkdir()
-    make_version_1(file.path)
-    for _ in range(2):
-        journal = await file.open()
-        assert journal.load() == Image(
-            4,
-            12,
-            8,
-            processes=(process(3, created_at=1.0),),
-            open_calls=(CallRow("c8", 3, "get_aid", 2.0, b'{"n":8}'),),
-            contexts=(
-                ContextRow(3, "main", 0.0, "c0", b'"hello"'),
-                ContextRow(3, "main", 1.0, "c0", b'"again"'),
-                ContextRow(3, "other", 0.0, "c0", b'"hello"'),
-            ),
-        )
-        first, second = await journal.calls(3)
-        assert (first.start.request, first.tokens) == (b'{"n":7}', (5,))
-        assert first.end == CallEnd("c7", "done", 1.5, b'"yes"')
-        assert second.end is None
-        assert await journal.events(0, 9, pid=3) == [started(4, pid=3)]
-        await journal.append([started(5, pid=3)])
-        assert len(await journal.events(0, 9)) == 2
-        await file.close()
-        with apsw.Connection(str(file.path)) as connection:
-            connection.execute("DELETE FROM events WHERE first = 5")

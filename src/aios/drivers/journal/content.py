@@ -52,14 +52,14 @@ class Content:
 
     def __init__(self, connection: Any, known: int = KNOWN) -> None:
         self._connection, self._known = connection, known
-        self._next_blob = connection.execute(NEXT_BLOB).get
-        self._next_turn = connection.execute(NEXT_TURN).get
         self._used: dict[str, set[int]] | None = None
         self.forget()
 
     def forget(self) -> None:
         self._blobs: dict[bytes, int] = {}
         self._turns: dict[tuple[int, int], int] = {}
+        self._next_blob: int = self._connection.execute(NEXT_BLOB).get
+        self._next_turn: int = self._connection.execute(NEXT_TURN).get
         self._new_blobs: list[tuple[Any, ...]] = []
         self._new_turns: list[tuple[Any, ...]] = []
 

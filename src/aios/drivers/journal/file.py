@@ -136,32 +136,38 @@ class JournalFile:
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it, in a clause each; nothing if it is sound."""
-        for (message,) in self._connection.execute("PRAGMA integrity_check"):
-            if message != "ok":
-                yield message.replace("\n", ", ")
-        for said, query in DANGLING.items():
-            for row in self._connection.execute(query):
-                yield said.format(*row)
-        for number, digest, packed, body in self._connection.execute("SELECT * FROM blobs"):
-            try:
-                if hash_of(unpack(packed, body)) == digest:
-                    continue
-            except UNREADABLE:
-                pass
-            yield f"blob {number} is not what was written"
-        yield from self._disorder()
+        return problems(self._connection)
 
-    def _disorder(self) -> Iterator[str]:
-        before = 0
-        query = "SELECT first, last, packed, body FROM events ORDER BY first"
-        for first, last, packed, body in self._connection.execute(query):
-            try:
-                numbers = [event.seq for event in wire.decode_events(unpack(packed, body))]
-            except UNREADABLE as error:
-                yield f"events {first} to {last} cannot be read ({error})"
+
+def problems(connection: Any) -> Iterator[str]:
+    """What is wrong with a journal's database."""
+    for (message,) in connection.execute("PRAGMA integrity_check"):
+        if message != "ok":
+            yield message.replace("\n", ", ")
+    for said, query in DANGLING.items():
+        for row in connection.execute(query):
+            yield said.format(*row)
+    for number, digest, packed, body in connection.execute("SELECT * FROM blobs"):
+        try:
+            if hash_of(unpack(packed, body)) == digest:
                 continue
-            if [before, *numbers] != sorted({before, *numbers}) or (
-                (first, last) != (numbers[0], numbers[-1])
-            ):
-                yield f"events {first} to {last} are not in order"
-            before = last
+        except UNREADABLE:
+            pass
+        yield f"blob {number} is not what was written"
+    yield from _disorder(connection)
+
+
+def _disorder(connection: Any) -> Iterator[str]:
+    before = 0
+    query = "SELECT first, last, packed, body FROM events ORDER BY first"
+    for first, last, packed, body in connection.execute(query):
+        try:
+            numbers = [event.seq for event in wire.decode_events(unpack(packed, body))]
+        except UNREADABLE as error:
+            yield f"events {first} to {last} cannot be read ({error})"
+            continue
+        if [before, *numbers] != sorted({before, *numbers}) or (
+            (first, last) != (numbers[0], numbers[-1])
+        ):
+            yield f"events {first} to {last} are not in order"
+        before = last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def migrate(connection: Any, path: Path | None, schema: Path = SCHEMA) -> None:
     elif path is not None and version < newest:
         _back_up(connection, path.with_name(f"{path.name}.version-{version}"))
     connection.create_scalar_function("content_hash", hash_of, 1, deterministic=True)
-    for number in range(version + 1, newest + 1):
-        with connection:
-            connection.execute(scripts[number].read_text())
-            connection.pragma("user_version", number)
+    with nullcontext() if version else connection:  # a new file is whole, or is not there
+        for number in range(version + 1, newest + 1):
+            with connection:
+                connection.execute(scripts[number].read_text())
+                connection.pragma("user_version", number)
     if connection.pragma("auto_vacuum") != INCREMENTAL:  # version 1 did not set it
         connection.pragma("auto_vacuum", "INCREMENTAL")
         connection.execute("VACUUM")

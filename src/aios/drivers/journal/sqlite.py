@@ -65,11 +65,14 @@ class SqliteJournal(Questions):
         self._reserve = Reserve(path.with_suffix(".reserve"), reserve_bytes)
         self._reserve.release()  # opening takes a few blocks, on a full disk as well
         try:
-            self._connection, self._last_seq = _open(path, vfs, checkpoint_pages)
+            self._connection, self._last_seq = _open(path, vfs)
         except BaseException:
             os.close(self._lock)
             raise
         self.content = Content(self._connection)
+        self._checkpoint_pages = self._checkpoint_at = checkpoint_pages
+        self._log_pages = 0
+        self._connection.set_wal_hook(self._note_log)
         self._reserve.make()
         self._unbegun: set[str] = set()  # calls whose start could not be written
         self._waiting: list[Append] = []  # appended in this turn of the loop
@@ -126,6 +129,26 @@ class SqliteJournal(Questions):
                 self._commit_group(group)
             if callable(taken):
                 taken()
+            if self._log_pages >= self._checkpoint_at:
+                self._checkpoint()
+
+    def _note_log(self, connection: Any, name: str, pages: int) -> int:
+        """After a commit: how long the write-ahead log is."""
+        if pages < self._log_pages:  # it has begun anew
+            self._checkpoint_at = self._checkpoint_pages
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> None:
+        """Copy the log into the file, after the group has its answers: they need not wait for it.
+
+        A reader that is in the way is not waited for; then the log grows by as much again.
+        """
+        self._checkpoint_at = self._log_pages + self._checkpoint_pages
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error:
+            pass  # nothing is lost; a disk that fails is told by the next write
 
     def _commit_group(self, group: list[Append]) -> None:
         whole = [records for records, _ in group]
@@ -297,7 +320,7 @@ class SqliteJournal(Questions):
         self._readers.shutdown()
         while not self._idle.empty():
             self._idle.get().close()
-        self._connection.close()
+        _close(self._connection)
         os.close(self._lock)
 
 
@@ -342,7 +365,7 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _open(path: Path, vfs: str | None, checkpoint_pages: int) -> tuple[Any, int]:
+def _open(path: Path, vfs: str | None) -> tuple[Any, int]:
     """The writer's connection, its file made or brought up to date, and its last event's number."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would let others read it
@@ -352,16 +375,15 @@ def _open(path: Path, vfs: str | None, checkpoint_pages: int) -> tuple[Any, int]
     try:
         connection.pragma("synchronous", "EXTRA")  # else the switch to WAL is not power-safe
         connection.pragma("journal_mode", "WAL")
-        connection.pragma("wal_autocheckpoint", checkpoint_pages)
         connection.pragma("secure_delete", True)  # what is deleted is overwritten
         migrate(connection, path)
         connection.pragma("synchronous", "FULL")
         last_seq = next(connection.execute(LAST))[0]
     except (OSError, apsw.Error) as error:
-        connection.close()
+        _close(connection)
         _refuse(path, error)
     except SetupError:
-        connection.close()
+        _close(connection)
         raise
     return connection, last_seq
 
@@ -370,6 +392,13 @@ def _connect(path: Path, mode: int, vfs: str | None) -> Any:
     connection = apsw.Connection(str(path), flags=mode, vfs=vfs)
     connection.set_busy_timeout(BUSY_MS)
     return connection
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.close()
+    except apsw.Error:
+        pass  # the log could not be copied into the file: the next to open it does that
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
