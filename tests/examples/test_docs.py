@@ -44,7 +44,7 @@ def test_the_readme_shows_ten_lines_of_code_before_line_30() -> None:
 
 @pytest.mark.model
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/howto/snapshots.md"])
 def test_the_blocks_of_a_page_run(page: str, home: dict[str, str], tmp_path: Path) -> None:
     found = blocks(page)
     assert {block.language for block in found} == {"python", "bash"}
