@@ -8,20 +8,20 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from aios.config import Config, Paths
 from aios.drivers.clock import SystemClock
 from aios.drivers.cores.llama.core import LlamaCore
 from aios.drivers.embedder.minilm import MiniLM
+from aios.drivers.files.sqlite import SqliteFiles
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.programs import OsPrograms
 from aios.drivers.vault import KeyFiles
 from aios.kernel.kernel import Kernel
 from aios.models import EmbedderStore, ModelStore
-from aios.ports import Core
+from aios.ports import Core, Cores
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "AIOS_HOME")
 
@@ -58,29 +58,16 @@ class LocalCores:
         return core
 
 
-class _Absent:
-    def ended(self, pid: int) -> list[Any]:
-        return []
-
-    forgotten = ended
-
-    async def copy(self, *args: Any) -> list[Any]:
-        return []
-
-    rewind = copy
-
-    async def size(self, owner: str) -> int:
-        return 0
-
-
 @asynccontextmanager
-async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
+async def machine(
+    config: Config, paths: Paths, cores: Cores | None = None
+) -> AsyncIterator[Kernel]:
     """A running kernel; at the end of the block it ends its processes and closes its files."""
     paths.make()
     clock = SystemClock()
     journal = SqliteJournal(paths.journal)
     programs = OsPrograms(paths.logs)
-    cores = LocalCores(ModelStore(paths.models), config, paths.contexts)
+    cores = cores or LocalCores(ModelStore(paths.models), config, paths.contexts)
     embedder = MiniLM(EmbedderStore(paths.embedder).find)
     kernel = Kernel(
         config,
@@ -89,7 +76,14 @@ async def machine(config: Config, paths: Paths) -> AsyncIterator[Kernel]:
         programs,
         clock,
         SqliteMemory(journal.read, journal.append, embedder, config.memory),
-        _Absent(),  # files: their room puts them here
+        SqliteFiles(
+            journal.read,
+            journal.append,
+            embedder,
+            config.storage,
+            closed=[str(path) for path in (paths.config, paths.data, paths.runtime)],
+            now=clock.now,
+        ),
         KeyFiles(paths.keys),
         user=getpass.getuser(),
         snapshots=str(paths.snapshots),

@@ -365,7 +365,7 @@ class SnapshotRow(Struct, frozen=True):
 
 
 class Forget(Struct, frozen=True):
-    """A process was reaped: drop its row, calls and contexts (its events stay)."""
+    """A process was reaped: drop its row, calls, contexts and volume (its events stay)."""
 
     pid: int
 
@@ -575,12 +575,6 @@ class VolumeCopy(Struct, frozen=True):
     passages: tuple[tuple[str, tuple[Passage, ...]], ...] = ()
 
 
-class VolumeGone(Struct, frozen=True):
-    """A volume goes, with all its versions."""
-
-    owner: str
-
-
 class PassageVector(Struct, frozen=True):
     """A passage of a file as a model's vector, little-endian float32; not kept if it has gone."""
 
@@ -624,7 +618,6 @@ Record = (
     | FileMount
     | VolumeQuota
     | VolumeCopy
-    | VolumeGone
     | PassageVector
     | Forget
 )
@@ -1057,7 +1050,7 @@ class Files(Protocol):
         """What drops what a process had staged; its volume stays until it is forgotten."""
 
     def forgotten(self, pid: int) -> list[Record]:
-        """What drops the volume of a process that was reaped."""
+        """What else goes when a process is reaped, beside its volume, which goes with its row."""
 
     async def copy(self, from_pid: int, to_pid: int, upto_call: int | None = None) -> list[Record]:
         """A process's volume for another: as it is, or was after a call."""

@@ -29,6 +29,7 @@ from msgspec import Struct
 from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
+from aios.drivers.files.sqlite import SqliteFiles
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.sqlite import SqliteJournal
 from aios.drivers.memory.sqlite import SqliteMemory
@@ -490,21 +491,6 @@ def named_key(user: str) -> bytes:
     return base64.urlsafe_b64encode(hashlib.sha256(user.encode()).digest())
 
 
-class _Absent:
-    def ended(self, pid: int) -> list[Any]:
-        return []
-
-    forgotten = ended
-
-    async def copy(self, *args: Any) -> list[Any]:
-        return []
-
-    rewind = copy
-
-    async def size(self, owner: str) -> int:
-        return 0
-
-
 class TestKernel(Kernel):
     """A kernel with its user's key at hand."""
 
@@ -535,7 +521,9 @@ async def machine(
         programs or ScriptedPrograms(),
         clock or SystemClock(),
         SqliteMemory(journal.read, journal.append, embedder, config.memory),
-        _Absent(),  # files: their room puts them here
+        SqliteFiles(
+            journal.read, journal.append, embedder, config.storage, now=(clock or SystemClock()).now
+        ),
         vault or FernetVault(named_key),
         user="ann",
         snapshots=str(snapshots or "."),

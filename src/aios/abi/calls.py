@@ -13,7 +13,6 @@ from msgspec import Struct, field
 
 from aios.abi.messages import FinishReason, Message, Sampling, TokenLogprob, ToolSpec, Usage
 
-
 Data = bytes  # a field named bytes hides the type from those below it
 
 
@@ -886,13 +885,17 @@ class StoList(Call, frozen=True, kw_only=True):
 
 
 class StoMove(Call, frozen=True, kw_only=True):
-    """Move a file or a directory within its volume; copy leaves the original."""
+    """Move a file or a directory within its volume; copy leaves the original.
+
+    expect is of the file that is replaced at ``to``, as in StoWrite.
+    """
 
     reply = StoredVersion
     aid: int | None = None
     path: str
     to: str
     volume: str = "process"
+    expect: int | None = None
     copy: bool = False
     stage: bool = False
 

@@ -10,6 +10,7 @@ import msgspec
 from aios.abi import calls as abi
 from aios.abi import wire
 from aios.abi.calls import Call, Reply
+from aios.kernel.calls import storage
 from aios.ports import CallRow
 
 # fields that are not what is asked; a second life is another OS process
@@ -25,7 +26,7 @@ def kept(value: Call | Reply) -> Call | Reply:
             return msgspec.structs.replace(value, key="")
         case abi.EncryptData() | abi.Opened():
             return msgspec.structs.replace(value, data=b"")
-    return value
+    return storage.kept(value)
 
 
 def row(id: str, pid: int, name: str, started_at: float, call: Call) -> CallRow:

@@ -121,6 +121,7 @@ class Kernel:
         ]
         self.trace.emit(ev.KernelStarted, 0, *rights, version=VERSION)
         await self.memory.start()
+        await self.files.start()
         await self.trace.durable()
         self._programs = programs
 
@@ -556,6 +557,7 @@ class Kernel:
             await scheduler.core.close()
         await self.programs.close()
         await self.memory.close()
+        await self.files.close()
         if not self._is_frozen:
             await self.trace.durable()
         await self.journal.close()

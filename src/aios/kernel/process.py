@@ -100,6 +100,10 @@ class OpenCall:
             raise KernelBug(f"call {self.id} cannot become {state} while {self.state}")
         self.state = state
 
+    def inner(self, name: str) -> str:
+        """The path of a call that is made inside this one, the same in every life."""
+        return f"{self.call.path or self.id}/{name}"
+
     def end(self, verdict: AiosError) -> None:
         """Have it fail with *verdict*, wherever it waits."""
         if self.verdict is None and CALL_MOVES[self.state]:
@@ -148,6 +152,7 @@ class Process:
         "restarts",
         "result",
         "rights",
+        "seen_files",
         "seen_mail",
         "spawned",
         "started",
@@ -203,6 +208,7 @@ class Process:
         self.mailbox: deque[tuple[int, Mail]] = deque()  # with its number in the mailbox
         self.mail_number = 0
         self.mail_size = 0
+        self.seen_files: dict[str, dict[str, int]] = {}  # owner -> path -> version read last
         self.seen_mail: dict[tuple[int, str], None] = {}  # (sender, id), the newest last
         self.received: deque[asyncio.Future[None]] = deque()  # those who wait for mail
         self.tools: dict[str, ToolSpec] = {}

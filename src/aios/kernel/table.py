@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aios.abi import calls as abi
 from aios.abi.messages import Effect
-from aios.kernel.calls import access, agent, context, lives, machine, memory, secrets, tools
+from aios.kernel.calls import (
+    access,
+    agent,
+    context,
+    lives,
+    machine,
+    memory,
+    secrets,
+    storage,
+    tools,
+)
 from aios.kernel.process import OpenCall, Process
 
 if TYPE_CHECKING:
@@ -84,6 +94,20 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.MemSearch: Entry(memory.sys_mem_search, "aid", "none", looks=True),
     abi.MemShare: Entry(memory.sys_mem_share, "aid", "idempotent"),
     abi.Embed: Entry(memory.sys_embed, "self", "none", looks=True),
+    # storage
+    abi.StoAlloc: Entry(storage.sys_sto_alloc, "aid", "idempotent"),
+    abi.StoWrite: Entry(storage.sys_sto_write, "aid", "idempotent", recall=storage.written_again),
+    abi.StoRead: Entry(storage.sys_sto_read, "aid", "none", looks=True, recall=storage.read_again),
+    abi.StoDelete: Entry(storage.sys_sto_delete, "aid", "idempotent"),
+    abi.StoList: Entry(storage.sys_sto_list, "aid", "none", looks=True),
+    abi.StoMove: Entry(storage.sys_sto_move, "aid", "idempotent"),
+    abi.StoSearch: Entry(storage.sys_sto_search, "aid", "none", looks=True),
+    abi.StoHistory: Entry(storage.sys_sto_history, "aid", "none", looks=True),
+    abi.StoDiff: Entry(storage.sys_sto_diff, "aid", "none", looks=True),
+    abi.StoRollback: Entry(storage.sys_sto_rollback, "aid", "idempotent"),
+    abi.StoCommit: Entry(storage.sys_sto_commit, "aid", "idempotent"),
+    abi.StoMount: Entry(storage.sys_sto_mount, "aid", "idempotent"),
+    abi.StoShare: Entry(storage.sys_sto_share, "aid", "idempotent"),
     # tools
     abi.ToolRegister: Entry(tools.sys_tool_register, "self", "idempotent", replayed=False),
     abi.ToolList: Entry(tools.sys_tool_list, "aid", "none", looks=True),

@@ -24,7 +24,6 @@ from aios.ports import (
     PassageVector,
     StageEnd,
     VolumeCopy,
-    VolumeGone,
     VolumeQuota,
 )
 
@@ -80,7 +79,10 @@ volume = :volume AND EXISTS (
     OR entries.path >= value || '/' AND entries.path < value || '0')
 """
 PURGED_CONTENTS = f"SELECT DISTINCT content FROM entries WHERE content > 0 AND {PURGED}"
+COMMITTED_THERE = f"died IS NOT NULL AND {PURGED.replace('entries.', 'staged.')}"
+PURGED_STAGED = f"SELECT DISTINCT content FROM staged WHERE content > 0 AND {COMMITTED_THERE}"
 PURGE = f"""
+DELETE FROM staged WHERE {COMMITTED_THERE};
 DELETE FROM passages WHERE {PURGED.replace("entries.", "passages.")};
 DELETE FROM heads WHERE {PURGED.replace("entries.", "heads.")};
 DELETE FROM entries WHERE {PURGED};
@@ -291,6 +293,7 @@ def purge(rows: Rows, purge: FilePurge) -> None:
     # the root's path is empty here: all paths begin with a slash
     which = {"volume": volume, "paths": json.dumps([path.rstrip("/") for path in purge.paths])}
     contents = [number for (number,) in rows.execute(PURGED_CONTENTS, **which)]
+    contents += [number for (number,) in rows.execute(PURGED_STAGED, **which)]
     rows.execute(PURGE, **which)
     _unhold(rows, volume, contents)
     sweep(rows.connection)
@@ -381,10 +384,13 @@ def _number(rows: Rows, owner: str) -> int | None:
     return found
 
 
-def gone(rows: Rows, gone: VolumeGone) -> None:
-    volume = _number(rows, gone.owner)
+def forget(rows: Rows, pid: int) -> None:
+    """A process was reaped: its volume goes, and what it had staged elsewhere."""
+    _unstage(rows, pid)
+    owner = f"pid:{pid}"
+    volume = _number(rows, owner)
     if volume is not None:
-        rows.execute(GONE, volume=volume, shared=f"files:{gone.owner}:")
+        rows.execute(GONE, volume=volume, shared=f"files:{owner}:")
         sweep(rows.connection)
 
 
@@ -402,6 +408,5 @@ TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {
     FileMount: mount,
     VolumeQuota: quota,
     VolumeCopy: copy,
-    VolumeGone: gone,
     PassageVector: vector,
 }

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from aios.abi.calls import Pruning
+from aios.drivers.journal import files_rows
 from aios.drivers.journal.content import Content, pack, unpack
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ async def prune(journal: Steps, before: float, max_bytes: int | None) -> Pruning
     calls = await _drop_calls(journal, before)
     await _drop_slices(journal)
     await _drop_snapshots(journal)
-    blobs = await _sweep(journal)
+    blobs = await _sweep(journal) + await _repeat(journal, files_rows.sweep)
     while await journal.step(_pack_events):
         pass
     while max_bytes is not None:

@@ -15,6 +15,9 @@ from aios.ports import (
     CallEnd,
     CallRow,
     ContextCut,
+    FileCommit,
+    FilePurge,
+    FileUnstage,
     Forget,
     GrantGone,
     KeyGone,
@@ -27,6 +30,7 @@ from aios.ports import (
     Record,
     Rewind,
     SpentRow,
+    StageEnd,
 )
 
 # Enough to copy a whole write-ahead log into the file: then the log's own space is free again.
@@ -37,6 +41,8 @@ SMALL = 1_000  # bytes of a request or a reply that is no content worth the name
 ENDING = (
     Event,
     ContextCut,
+    FilePurge,
+    FileUnstage,
     Forget,
     GrantGone,
     KeyGone,
@@ -48,6 +54,7 @@ ENDING = (
     ProcessRow,
     Rewind,
     SpentRow,
+    StageEnd,
 )
 
 
@@ -62,6 +69,8 @@ def _is_ending(record: Record) -> bool:
             return not record.said and not record.tools and len(record.request) <= SMALL
         case CallEnd():
             return len(record.reply or b"") <= SMALL
+        case FileCommit():
+            return all(entry.content is None for entry in record.entries)
     return isinstance(record, ENDING)
 
 

@@ -280,6 +280,7 @@ class Rows:
 
     def _forget(self, forget: Forget) -> None:
         self.execute(FORGET, pid=forget.pid)
+        files_rows.forget(self, forget.pid)
 
 
 TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {

@@ -1,0 +1,1 @@
+"""Files in the journal's database, with all their versions; and directories of this machine."""
