@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from aios.config import Config, Server
-from aios.ports import Journal
+from aios.ports import Embedder, Journal
 from aios.server import listener
 from aios.server.app import App
 from aios.testing import ScriptedCore, TestKernel, machine, settle
@@ -72,12 +72,18 @@ async def serving(
     core: ScriptedCore | None = None,
     journal: Journal | None = None,
     arrival_s: float = listener.ARRIVAL_S,
+    embedder: Embedder | None = None,
     **settings: object,
 ) -> AsyncIterator[Site]:
     core = core or ScriptedCore()
     server = structs.replace(Server(heartbeat_s=HEARTBEAT_S), **settings)
     path = folder / "s"
-    parts = {"core": core, "journal": journal, "config": Config(server=server)}
+    parts = {
+        "core": core,
+        "journal": journal,
+        "config": Config(server=server),
+        "embedder": embedder,
+    }
     async with machine(**parts, snapshots=folder) as kernel:
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         tcp.bind(("127.0.0.1", 0))
