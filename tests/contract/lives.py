@@ -6,20 +6,29 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from blake3 import blake3
 from journals import process, started
 
 from aios.ports import (
     CallEnd,
     CallRow,
+    ChunkRow,
     ContextCut,
     ContextRow,
     ContextSetting,
+    FileCommit,
+    FileContent,
+    FileEntry,
     Forget,
     GrantGone,
     GrantRow,
     MailRow,
     MailTaken,
     MarkRow,
+    MemoryEnd,
+    MemoryGone,
+    MemoryRow,
+    Passage,
     Record,
     Rewind,
     SpentRow,
@@ -34,7 +43,7 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
-        self._seq = self._call = self._pid = self._mail = 0
+        self._seq = self._call = self._pid = self._mail = self._memory = self._version = 0
         self._said: dict[int, list[bytes]] = {}  # by pid: its conversation
 
     def appends(self, count: int) -> Iterator[list[Record]]:
@@ -55,8 +64,11 @@ class Life:
             return
         pid = chance.choice(sorted(self._said))
         deed = chance.choices(
-            (self._turn, self._file, self._post, self._compact, self._rewind, self._forget),
-            (8, 3, 3, 1, 1, 1),
+            (
+                *(self._turn, self._call_of_tool, self._post, self._remember, self._store),
+                *(self._compact, self._rewind, self._forget),
+            ),
+            (8, 3, 3, 2, 2, 1, 1, 1),
         )[0]
         yield from deed(pid)
 
@@ -95,9 +107,40 @@ class Life:
         reply = b'{"message":' + answer + b"}"
         yield [*rows, self._spent(pid), CallEnd(begin.id, "done", float(self._seq), reply)]
 
-    def _file(self, pid: int) -> Iterator[list[Record]]:
+    def _remember(self, pid: int) -> Iterator[list[Record]]:
+        begin = self._begin(pid, "mem_write")
+        self._memory += 1
+        number = self._memory
+        text = self._message("user", 200).decode()
+        row = MemoryRow(
+            number, number, f"pid:{pid}", pid, self._call, text, b"", (), "", 1.0, 1.0, "o1", 200
+        )
+        yield [begin, row, CallEnd(begin.id, "done", 1.0, b"{}")]
+        if number % 3 == 0:
+            yield [MemoryEnd(number - 1, 2.0, number, self._call), MemoryGone((number - 2,))]
+
+    def _store(self, pid: int) -> Iterator[list[Record]]:
+        begin = self._begin(pid, "sto_commit")
+        self._version += 1
+        bodies = [self._chance.randbytes(self._chance.choice((50, 700, 6_000))) for _ in range(2)]
+        chunks = [ChunkRow(blake3(b).digest(), len(b), False, b) for b in bodies]
+        parts = tuple((chunk.hash, chunk.size) for chunk in chunks)
+        hash = blake3(b"".join(hash for hash, _ in parts)).digest()
+        content = FileContent(hash, sum(size for _, size in parts), parts)
+        entries = (
+            FileEntry(f"/file{self._version % 3}", content, (Passage(1, "words to find"),)),
+            *([FileEntry("/file0", None)] if self._version % 5 == 0 else []),
+        )
+        size = 10_000 * self._version
+        commit = FileCommit(
+            *("user:ann", "ann", self._version, self._version, pid, f"pid:{pid}", self._call),
+            *(1.0, "", size, entries),
+        )
+        yield [begin, *chunks, commit, CallEnd(begin.id, "done", 1.0, b"{}")]
+
+    def _call_of_tool(self, pid: int) -> Iterator[list[Record]]:
         """A call with much in it, that may fail."""
-        begin = self._begin(pid, "sto_write", size=self._chance.choice((10, 900, 9_000)))
+        begin = self._begin(pid, "tool_call", size=self._chance.choice((10, 900, 9_000)))
         yield [begin]
         if self._chance.random() < 0.3:
             yield [CallEnd(begin.id, "failed", float(self._seq), None, "no", "not_found")]

@@ -140,7 +140,8 @@ def look(path: Path) -> tuple[int, list[str]]:
         asyncio.run(opened.close())
         connection = apsw.Connection(str(path))
     try:
-        return contents(connection), list(problems(connection))
+        wrong = list(problems(connection))
+        return 0 if wrong else contents(connection), wrong
     finally:
         connection.close()
 
@@ -168,7 +169,7 @@ def violations(
                 found.append(f"{where}: {error}")
                 continue
             found += [f"{where}: {problem}" for problem in wrong]
-            if state not in recording.states[recording.least(done) :]:
+            if not wrong and state not in recording.states[recording.least(done) :]:
                 found.append(
                     f"{where}: what was acknowledged is missing, or something is half there"
                 )
@@ -187,8 +188,8 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_power_cuts(tmp_path: Path, quick: Path) -> None:
-    recording = await record(tmp_path, seed=1, appends=240)
-    looked, found = await asyncio.to_thread(violations, recording, quick, 1, 0.17)
+    recording = await record(tmp_path, seed=1, appends=200)
+    looked, found = await asyncio.to_thread(violations, recording, quick, 1, 0.15)
     assert found == []
     assert looked >= 2_000
 
@@ -208,7 +209,7 @@ async def test_power_cuts_of_many_lives(tmp_path: Path, quick: Path, seed: int) 
     [
         (("journal.db", "journal.db-wal", "journal.db-journal"), 0.01),  # as synchronous=OFF
         (("journal.db-wal",), 0.01),
-        (("journal.db",), 0.05),
+        (("journal.db",), 0.02),
     ],
 )
 async def test_a_disk_that_lies_is_found_out(

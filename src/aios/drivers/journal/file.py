@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any
 
 import apsw
+from blake3 import blake3
 
 from aios.abi import wire
 from aios.abi.events import Event
-from aios.drivers.journal.content import hash_of, unpack
+from aios.drivers.journal.content import unpack
 from aios.drivers.journal.migrations import APPLICATION, newest_version
 from aios.drivers.journal.questions import histories
 from aios.drivers.journal.troubles import UNREADABLE, sentence
@@ -65,10 +66,22 @@ DANGLING = {
         "SELECT number, content FROM ends"
         " WHERE content IS NOT NULL AND content NOT IN (SELECT id FROM blobs)"
     ),
+    "a file at {} has lost its content: {}": (
+        "SELECT path, content FROM entries"
+        " WHERE content > 0 AND content NOT IN (SELECT id FROM contents)"
+    ),
+    "content {} of files has lost a part: chunk {}": (
+        "SELECT content, chunk FROM content_chunks WHERE chunk NOT IN (SELECT id FROM chunks)"
+    ),
     "events of process {} are missing: those from {} on": (
         "SELECT pid, first FROM events_of"
         " WHERE first NOT IN (SELECT first FROM events WHERE packed)"
     ),
+}
+
+HASHED = {
+    "blob": "SELECT id, hash, packed, body FROM blobs",
+    "chunk": "SELECT id, hash, packed, body FROM chunks",
 }
 
 
@@ -141,19 +154,21 @@ class JournalFile:
 
 def problems(connection: Any) -> Iterator[str]:
     """What is wrong with a journal's database."""
-    for (message,) in connection.execute("PRAGMA integrity_check"):
-        if message != "ok":
-            yield message.replace("\n", ", ")
+    damages = [m for (m,) in connection.execute("PRAGMA integrity_check") if m != "ok"]
+    if damages:  # then the rest cannot be relied on
+        yield from (message.replace("\n", ", ") for message in damages)
+        return
     for said, query in DANGLING.items():
         for row in connection.execute(query):
             yield said.format(*row)
-    for number, digest, packed, body in connection.execute("SELECT * FROM blobs"):
-        try:
-            if hash_of(unpack(packed, body)) == digest:
-                continue
-        except UNREADABLE:
-            pass
-        yield f"blob {number} is not what was written"
+    for kind, query in HASHED.items():
+        for number, digest, packed, body in connection.execute(query):
+            try:
+                if blake3(unpack(packed, body)).digest(len(digest)) == digest:
+                    continue
+            except UNREADABLE:
+                pass
+            yield f"{kind} {number} is not what was written"
     yield from _disorder(connection)
 
 
