@@ -93,6 +93,7 @@ class Link:
         self._http = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(
                 uds=socket,
+                verify=address.url.startswith("https://"),  # else 20 ms go for reading certificates
                 limits=httpx2.Limits(max_keepalive_connections=64, keepalive_expiry=KEEP_S),
             ),
             base_url="http://aios" if socket else address.url,
