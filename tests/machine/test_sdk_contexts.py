@@ -19,7 +19,7 @@ from aios.abi.calls import MemWrite, Retrieval
 from aios.abi.messages import Message
 from aios.errors import InvalidCall
 from aios.ports import Prompt
-from aios.sdk import programs
+from aios.sdk import contexts, programs
 from aios.testing import ScriptedCore
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,7 +83,18 @@ async def test_what_was_paged_out_is_read_back(served: Served) -> None:
         assert [use.name for use in answer.tool_calls] == ["recall"]
         text = await aios.recall(record)
         assert paged[-1].content in text
-        assert "Before that: the memory record m" in text
+        before = text.rpartition("the memory record ")[2].partition(".")[0]
+        first = await aios.recall(before)
+        assert paged[0].content in first
+        fork = await me.fork()
+        try:
+            assert await fork.context().paged() == await me.context().paged()
+            pages = await contexts.pages(fork)
+            found = [contexts.page_of(pages, id) for id in (record, before)]
+            assert [page.text for page in found if page] == [text.rpartition("\n")[0], first]
+        finally:
+            await fork.exit()
+        assert contexts.page_of((), record) is None
 
 
 async def test_a_generation_may_look_things_up(served: Served) -> None:

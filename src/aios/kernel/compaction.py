@@ -56,11 +56,6 @@ class Work(NamedTuple):
     context: Context
     scheduler: Scheduler
 
-    def inner(self, name: str) -> str | None:
-        """The path of a call inside this one."""
-        path = self.call.call.path
-        return f"{path}/{name}" if path else None
-
     async def length(self, turns: Sequence[Turn]) -> int:
         """What these turns alone take as a prompt, in tokens."""
         return await length(self.kernel, self.scheduler, [turn.message for turn in turns])
@@ -260,7 +255,7 @@ async def _summary(work: Work, cut: Cut, room: int) -> Message | None:
         messages=(*(turn.message for turn in turns), ask),
         sampling=Sampling(max_tokens=room, seed=0),
         retrieve=NO_RETRIEVAL,
-        path=work.inner("summary"),
+        path=work.call.inner("summary"),
     )
     told = await work.kernel.trap(work.process.pid, inner)
     assert isinstance(told, abi.Generation)
@@ -282,7 +277,7 @@ async def _pointer(work: Work, cut: Cut, room: int) -> Message:
         data={"context": work.context.name, "before": before, "messages": wire.plain(messages)},
         tags=("paged",),
         source=f"context {work.context.name}",
-        path=work.inner("page"),
+        path=work.call.inner("page"),
     )
     kept = await work.kernel.trap(work.process.pid, inner)
     assert isinstance(kept, abi.Remembered)

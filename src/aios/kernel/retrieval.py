@@ -15,7 +15,7 @@ from aios.abi import calls as abi
 from aios.abi.messages import Message
 from aios.errors import InvalidCall
 from aios.kernel import compaction
-from aios.kernel.process import Process
+from aios.kernel.process import OpenCall, Process
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -65,12 +65,13 @@ def put(messages: tuple[Message, ...], found: Message | None) -> tuple[Message, 
 
 async def look_up(
     kernel: Kernel,
-    process: Process,
+    call: OpenCall,
     request: abi.Generate,
     messages: Sequence[Message],
     scheduler: Scheduler,
 ) -> Message | None:
     """What is known of the last thing a user said in *messages*; None if nothing, or not asked."""
+    process = call.process
     wished, place = wish(process, request), last_said(messages)
     if wished is None or place is None or not (query := _query(messages[place].content)):
         return None
@@ -80,7 +81,7 @@ async def look_up(
             query=query,
             scopes=wished.memory,
             limit=wished.limit,
-            path=f"{request.path}/memory" if request.path else None,
+            path=call.inner("memory"),
         )
         hits = await kernel.trap(process.pid, inner)
         assert isinstance(hits, abi.MemoryHits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +13,7 @@ from aios.abi.calls import (
     ContextReport,
     ExpContext,
     GetContext,
+    MemoryRecord,
     MemoryRecords,
     MemRead,
     SetContext,
@@ -76,17 +77,13 @@ class Context:
 
     async def paged(self) -> tuple[Message, ...]:
         """What the strategy ``page`` moved to memory, oldest first."""
-        call = MemRead(aid=self._process.aid, tags=("paged",), limit=1_000)
-        records = (await self._process.call(call, MemoryRecords)).records
-        pages = {r.id: r.data for r in records if r.data["context"] == self.name}
-        befores = {page["before"] for page in pages.values()}
-        newest = [id for id in pages if id not in befores]
         found: list[Message] = []
-        for id in newest[:1]:  # a context that was cleared began another chain
-            page: str | None = id
-            while page in pages:
-                found = [*msgspec.convert(pages[page]["messages"], list[Message]), *found]
-                page = pages[page]["before"]
+        for page in await pages(self._process):
+            if page.data["context"] != self.name:
+                continue
+            found = [*msgspec.convert(page.data["messages"], list[Message]), *found]
+            if page.data["before"] is None:  # what is older is of before it was cleared
+                break
         return tuple(found)
 
     def _of(self) -> dict[str, Any]:
@@ -98,3 +95,19 @@ class Context:
     def _forget_system(self) -> None:
         """It has to be said again."""
         self._said.difference_update([pair for pair in self._said if pair[0] == self.name])
+
+
+async def pages(process: Process) -> tuple[MemoryRecord, ...]:
+    """What its contexts moved to memory, the newest first."""
+    call = MemRead(aid=process.aid, tags=("paged",), limit=1_000)
+    return (await process.call(call, MemoryRecords)).records
+
+
+def page_of(records: Sequence[MemoryRecord], id: str) -> MemoryRecord | None:
+    """The page that an id names. A fork's records have other ids than those its pages name."""
+    for place, record in enumerate(records):
+        if record.id == id:
+            return record
+        if record.data["before"] == id and place + 1 < len(records):
+            return records[place + 1]
+    return records[0] if records else None

@@ -5,7 +5,8 @@ await me.generate("What did I say first?", tools=[aios.recall])
 
 from __future__ import annotations
 
-from aios.abi.calls import MemoryRecords, MemRead
+from aios.errors import NotFound
+from aios.sdk.contexts import page_of, pages
 from aios.sdk.steps import me
 from aios.sdk.tools import tool
 
@@ -16,6 +17,8 @@ async def recall(record: str) -> str:
 
     record: the id of the record, such as m12
     """
-    found = (await me().call(MemRead(id=record), MemoryRecords)).records[0]
-    before = found.data.get("before") if isinstance(found.data, dict) else None
-    return f"{found.text}\n[Before that: the memory record {before}.]" if before else found.text
+    page = page_of(await pages(me()), record)
+    if page is None:
+        raise NotFound("nothing of this conversation was moved to memory.")
+    before = page.data["before"]
+    return f"{page.text}\n[Before that: the memory record {before}.]" if before else page.text

@@ -32,12 +32,12 @@ async def sys_generate(
     generation.validate(_prompt(request, request.messages))
     scheduler = await kernel.scheduler(model)
     if request.context is None:
-        found = await retrieval.look_up(kernel, target, request, request.messages, scheduler)
+        found = await retrieval.look_up(kernel, call, request, request.messages, scheduler)
         prompt = _prompt(request, retrieval.put(request.messages, found))
         return await generation.run(kernel, call, scheduler, Progress(prompt, model, None, []))
     context = target.contexts.setdefault(request.context, Context(request.context))
     said = (*context.messages, *request.messages)
-    found = await retrieval.look_up(kernel, target, request, said, scheduler)
+    found = await retrieval.look_up(kernel, call, request, said, scheduler)
 
     def after(turns: Iterable[Turn]) -> Prompt:
         said = (*(turn.message for turn in turns), *request.messages)
@@ -57,7 +57,7 @@ async def sys_generate(
             tokens=fitting,
             model=model,
             # a second life finds it there, and has the same prompt
-            path=work.inner(f"compact.{context.setting.compactions}"),
+            path=call.inner(f"compact.{context.setting.compactions}"),
         )
         await kernel.trap(target.pid, shorter)
     raise KernelBug(f"call {call.id} neither fitted its context nor failed")
