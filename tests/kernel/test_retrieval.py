@@ -61,6 +61,20 @@ async def test_what_is_found_stands_before_the_question_in_the_prompt_only() -> 
         assert "market" in script.last[3][1]
 
 
+async def test_files_are_looked_up_too() -> None:
+    script = Kept()
+    async with machine(core=ScriptedCore(script)) as kernel:
+        pid = await child(kernel, retrieve=abi.Retrieval(files=("process",)))
+        await remember(kernel, pid, "The Heron lies at berth seven.")
+        text = "# Ships\n\nThe Heron carries lemons.\n"
+        await kernel.trap(pid, abi.StoWrite(path="/ships.md", text=text))
+        await say(kernel, pid, "What of the Heron?")
+        lines = script.last[0][1].splitlines()
+        assert len(lines) == 3
+        assert any("(memory m1," in line for line in lines)
+        assert any("/ships.md" in line and "lemons" in line for line in lines)
+
+
 async def test_it_is_off_until_it_is_asked_for() -> None:
     script = Kept()
     async with machine(core=ScriptedCore(script)) as kernel:
