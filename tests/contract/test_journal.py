@@ -21,6 +21,7 @@ from journals import Disk, call, end, process, started, tokens
 from aios.abi.calls import KeyInfo
 from aios.abi.events import CallCompleted, Event, KernelStarted, SliceEnded
 from aios.drivers.journal import rows
+from aios.drivers.journal.file import JournalFile
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.migrations import SCHEMA, migrate
 from aios.drivers.journal.reserve import RESERVE_BYTES
@@ -433,6 +434,10 @@ async def test_a_disk_that_fails_fails_the_append_and_reads_go_on(
     assert (await file.open()).load() == before
 
 
+def remount_read_only(place: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 MB."""
@@ -496,6 +501,19 @@ async def test_a_journal_is_opened_and_emptied_on_a_full_disk(small_disk: Path) 
     assert file.path.with_suffix(".reserve").exists()
     assert [history.start.id for history in await journal.calls(1)] == ["c3"]
     await file.close()
+
+
+async def test_a_disk_that_can_only_be_read(small_disk: Path) -> None:
+    file = Disk("sqlite", small_disk)
+    await (await file.open()).append([process(1), started(1), call(1)])
+    await file.close()
+    remount_read_only(small_disk)
+    with pytest.raises(SetupError, match="Read-only file system.: check the directory"):
+        await file.open()
+    with JournalFile(file.path) as journal:
+        assert list(journal.problems()) == []
+        assert list(journal.events()) == [started(1)]
+        assert [history.start for history in journal.calls()] == [call(1)]
 
 
 async def test_a_call_that_could_not_begin_leaves_no_trace(small_disk: Path) -> None:

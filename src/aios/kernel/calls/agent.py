@@ -307,7 +307,7 @@ async def sys_recv_message(
             if request.sender in (None, mail.sender):
                 target.mailbox.remove((number, mail))
                 target.mail_size -= len(wire.encode(mail.body))
-                call.effects.append(MailTaken(target.pid, number))
+                call.effects.append(MailTaken(target.pid, number, call.id))
                 return mail
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         target.received.append(waiter)
