@@ -1,4 +1,4 @@
-"""Every block of code of the README and the quickstart runs, in order, as a reader would type it.
+"""Every block of code of these pages runs, in order, as a reader would type it.
 
 A Python block that begins with ``# name.py`` becomes that file and is not run by itself, unless the
 page never runs it. A block after ``<!-- not run: why -->`` is left out.
@@ -17,6 +17,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 # what a block stands after, its language, its text
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+PAGES = ("README.md", "docs/quickstart.md", "docs/howto/snapshots.md", "docs/howto/secrets.md")
 INSTALLS = "pip install"  # the two commands that begin with a new environment: CI's own
 
 
@@ -44,7 +45,7 @@ def test_the_readme_shows_ten_lines_of_code_before_line_30() -> None:
 
 @pytest.mark.model
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/howto/snapshots.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_run(page: str, home: dict[str, str], tmp_path: Path) -> None:
     found = blocks(page)
     assert {block.language for block in found} == {"python", "bash"}

@@ -41,17 +41,19 @@ def _show(report: UsageReport, json: bool) -> None:
         show.json(report)
         return
     left, spent = report.budget, report.usage
-    rows = (
+    limited = (
         ("tokens", spent.tokens, left.tokens),
         ("seconds", f"{spent.running_s:.1f}", left.seconds),
         ("calls", spent.calls, left.calls),
     )
-    show.out(
-        show.table(
-            ("OF", ">SPENT", ">LEFT"),
-            ((of, used, "no limit" if rest is None else f"{rest:g}") for of, used, rest in rows),
-        )
-    )
+    rows = [(of, used, "no limit" if rest is None else f"{rest:g}") for of, used, rest in limited]
+    rows += [
+        ("memory", f"{report.memory_bytes:,} bytes", ""),
+        ("storage", f"{report.storage_bytes:,} bytes", ""),
+        ("CPU", f"{report.cpu_s:.1f}s", ""),
+        ("RAM", f"{report.rss_bytes:,} bytes", ""),
+    ]
+    show.out(show.table(("OF", ">SPENT", ">LEFT"), rows))
 
 
 @app.command("show")
