@@ -13,6 +13,7 @@ from aios.cli import (
     budget,
     context,
     exits,
+    files,
     journal,
     key,
     lives,
@@ -48,6 +49,7 @@ lives.register(app)
 secrets.register(app)
 app.add_typer(budget.app, name="budget")
 app.add_typer(context.app, name="context")
+app.add_typer(files.app, name="fs")
 app.add_typer(memory.app, name="mem")
 app.add_typer(memory.embed, name="embed")
 app.add_typer(scheduler.app, name="sched")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from aios.abi.calls import Call, Reply
+from aios.abi.calls import Aid, Call, GetAid, Reply
 from aios.abi.events import Event
+
+if TYPE_CHECKING:
+    from aios.sdk.process import Process
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
@@ -34,6 +37,14 @@ class Session:
     ) -> AsyncGenerator[Event, None]:
         """What has happened since event number *after*; with follow, what happens from now on."""
         return self._link.events(self._key, after=after, aid=pid, follow=follow)
+
+    async def process(self, pid: int | None) -> Process:
+        """A process as an object; None: the one that we are."""
+        from aios.sdk.process import Process
+
+        if pid is None:
+            pid = (await self.call(GetAid(), Aid)).aid
+        return Process(self._link, self._key, pid)
 
     async def page(self, path: str) -> Any:
         """A page of the daemon's own as plain data: ``/api/status``, ``/api/doctor``."""

@@ -28,6 +28,11 @@ from aios.abi.calls import (
     ListAgents,
     ListSnapshots,
     Reply,
+    StoDiff,
+    StoHistory,
+    StoList,
+    StoRead,
+    StoSearch,
     ToolList,
     ToolNext,
     ToolRegister,
@@ -60,6 +65,11 @@ READS = frozenset(
         KeyList,
         ListAgents,
         ListSnapshots,
+        StoDiff,
+        StoHistory,
+        StoList,
+        StoRead,
+        StoSearch,
         ToolList,
     }
 )

@@ -66,6 +66,7 @@ from aios.errors import AiosError
 from aios.sdk import place, programs
 from aios.sdk.answer import Answer, Stream
 from aios.sdk.contexts import Context
+from aios.sdk.files import Files
 from aios.sdk.link import Link
 from aios.sdk.memory import Memory
 from aios.sdk.programs import Program
@@ -149,6 +150,11 @@ class Process:
     def memory(self) -> Memory:
         """What it remembers, and its program and its user."""
         return Memory(self)
+
+    @property
+    def files(self) -> Files:
+        """Its own volume; ``files.of("user")`` is its user's, ``of("program")`` its program's."""
+        return Files(self)
 
     def context(self, name: str = "main") -> Context:
         """One of its contexts: ``await`` it for a report, or ask it to be cleared, cut, widened."""

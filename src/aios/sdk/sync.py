@@ -14,6 +14,7 @@ from aios.sdk import place
 from aios.sdk.answer import Stream
 from aios.sdk.connection import Connection, connect
 from aios.sdk.contexts import Context
+from aios.sdk.files import Files
 from aios.sdk.memory import Memory
 from aios.sdk.process import Process
 
@@ -30,7 +31,7 @@ class Sync:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
-        if isinstance(value, Memory):
+        if isinstance(value, Memory | Files):
             return Sync(value, self._loop)
         if not inspect.ismethod(value):
             return value
@@ -48,7 +49,7 @@ class Sync:
     def _plain(self, result: Any) -> Any:
         if inspect.iscoroutine(result):
             result = wait_for(result, self._loop)
-        if isinstance(result, Process | Stream | Context):
+        if isinstance(result, Process | Stream | Context | Files):
             return Sync(result, self._loop)
         return self._iterate(result) if inspect.isasyncgen(result) else result
 
