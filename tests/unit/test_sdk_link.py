@@ -206,6 +206,31 @@ async def test_a_stream_goes_on_where_it_was(server: FrailServer, link: Link) ->
     assert parts[-1].message.content == "one two three"  # type: ignore[union-attr]
 
 
+async def test_a_stream_that_could_not_be_sent_is_sent_later(tmp_path: Path) -> None:
+    frail = FrailServer(tmp_path / "s")
+    call = Generate(messages=(Message("user", "count"),))
+
+    async def ask() -> str:
+        parts = [part async for part in line.stream(call, "k")]
+        return str(parts[-1].message.content)  # type: ignore[union-attr]
+
+    line = Link(Address(f"unix:{frail.path}", "k", "here"))
+    with pytest.raises(NotRunning):  # nobody has ever answered here
+        await ask()
+    frail.answers = [ok(AID)]
+    async with await asyncio.start_unix_server(frail.serve, frail.path):
+        await line.trap(GetAid(), Aid, "k")
+        frail.answers = [None]
+        with pytest.raises(ConnectionLost):
+            await ask()
+    asking = asyncio.ensure_future(ask())
+    await asyncio.sleep(0)
+    frail.answers = [streamed(REPLY)]
+    async with await asyncio.start_unix_server(frail.serve, frail.path):
+        assert await asking == "one two three"
+        await line.close()
+
+
 async def test_following_events_goes_on_after_the_last_one(server: FrailServer) -> None:
     """An event's number is where the next kernel is asked to go on."""
     asked: list[bytes] = []

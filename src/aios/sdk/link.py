@@ -153,11 +153,13 @@ class Link:
                 failure: AiosError = ConnectionLost(
                     "the kernel ended a stream before its last event: ask again."
                 )
-            except (ConnectionLost, Stopping) as error:
+            except (ConnectionLost, NotRunning) as error:  # Stopping is one of these
                 failure = error
-            if not (boot and await self._is_another(boot)):
+            if self._reached and type(failure) is NotRunning:  # it was not sent
+                await self._ask_boot()
+            elif not (boot and await self._is_another(boot)):
                 raise failure
-            boot = self._boot
+            boot = boot and self._boot
 
     async def events(
         self, key: str, *, after: int = 0, aid: int | None = None, follow: bool = True
