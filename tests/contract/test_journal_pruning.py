@@ -17,7 +17,19 @@ from aios.abi.calls import Pruning
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.pruning import PACKED_EVENTS, PLAIN_EVENTS, prune
 from aios.drivers.journal.sqlite import SqliteJournal
-from aios.ports import CallEnd, CallRow, ContextRow, Forget, Record, Rewind, SnapshotRow
+from aios.ports import (
+    CallEnd,
+    CallRow,
+    ContextCut,
+    ContextRow,
+    Forget,
+    MailRow,
+    MailTaken,
+    MarkRow,
+    Record,
+    Rewind,
+    SnapshotRow,
+)
 
 T = TypeVar("T")
 AnyJournal = SqliteJournal | MemoryJournal
@@ -103,6 +115,26 @@ async def test_only_calls_that_no_replay_asks_for_go(disk: Disk) -> None:
     assert await kept(1) == []
     assert [id for id, _ in await kept(2)] == ["c2"]
     assert (await disk.open()).load().last_call == 10  # no number is given twice
+
+
+async def test_the_past_of_a_login_goes_with_its_calls(disk: Disk) -> None:
+    journal = await disk.open()
+    await journal.append([process(1), process(2, parent=1), process(3)])
+    for pid in (1, 2, 3):
+        rows = [ContextRow(pid, "main", float(n), f"c{pid}", b'"%d"' % n) for n in range(3)]
+        cut = ContextCut(pid, "main", (1.0,), f"c{pid}")
+        letters = [MailRow(pid, n, b'{"id":"mine%d"}' % n) for n in (1, 2, 3)]
+        taken = [MailTaken(pid, n, f"c{pid}") for n in (1, 2)]
+        await journal.append([call(pid, pid=pid), *rows, cut, *letters, *taken, end(pid)])
+    await journal.append([call(9, pid=1), end(9), MarkRow("k1", 3, 1, 1.0, b"{}")])
+    before = journal.load()
+    assert (await journal.prune(math.inf, None)).calls == 3
+    after = journal.load()
+    assert (after.contexts, after.mail) == (before.contexts, before.mail)
+    rows_left = (await journal.report()).rows
+    assert rows_left["messages"] == 3 * 3 - 1  # only that login's: the other may be rolled back
+    assert rows_left["mail"] == 3 * 3 - 2
+    assert [(row.pid, row.number) for row in after.taken] == [(2, 1), (2, 2), (3, 1), (3, 2)]
 
 
 async def test_content_goes_when_nothing_refers_to_it(disk: Disk) -> None:

@@ -54,6 +54,13 @@ DELETE FROM tokens WHERE call IN (SELECT value FROM json_each(:numbers));
 DELETE FROM ends WHERE number IN (SELECT value FROM json_each(:numbers));
 DELETE FROM calls WHERE number IN (SELECT value FROM json_each(:numbers));
 """
+# What contexts and mailboxes of logins held before these calls; none is rolled back to there.
+DROP_PAST = """
+DELETE FROM messages WHERE died <= (SELECT max(value) FROM json_each(:numbers))
+    AND pid IN (SELECT pid FROM processes WHERE parent IS NULL EXCEPT SELECT pid FROM marks);
+DELETE FROM mail WHERE taken <= (SELECT max(value) FROM json_each(:numbers))
+    AND pid IN (SELECT pid FROM processes WHERE parent IS NULL EXCEPT SELECT pid FROM marks);
+"""
 ENDED_SLICES = """
 SELECT DISTINCT call FROM tokens WHERE call NOT IN open_calls AND call > :after LIMIT :limit
 """
@@ -192,7 +199,7 @@ async def _drop_calls(journal: Steps, before: float) -> int:
         values = {"before": before, "after": after, "limit": CALLS}
         return [number for (number,) in connection.execute(FREE_CALLS, values)]
 
-    return await _drop(journal, numbers, DROP_CALLS)
+    return await _drop(journal, numbers, DROP_CALLS + DROP_PAST)
 
 
 async def _drop_slices(journal: Steps) -> int:
