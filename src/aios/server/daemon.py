@@ -29,6 +29,7 @@ from aios.abi import wire
 from aios.config import Config, Paths
 from aios.errors import AiosError, Conflict, SetupError
 from aios.kernel.kernel import VERSION, Kernel
+from aios.ports import Cores
 from aios.server import log
 from aios.server.app import App
 from aios.server.listener import Listener
@@ -52,8 +53,9 @@ class Running(Struct, frozen=True):
     version: str
 
 
-async def serve(settings: Config, paths: Paths) -> None:
-    """Run a kernel and its server until a signal or ``POST /api/down``.
+async def serve(settings: Config, paths: Paths, cores: Cores | None = None) -> None:
+    """Run a kernel and its server until a signal or ``POST /api/down``; on the models here, or
+    *cores*.
 
     TERM and INT stop it as a crash would, with all that was said on disk: the next one goes on.
     END and ``POST /api/down`` end its processes first.
@@ -76,7 +78,7 @@ async def serve(settings: Config, paths: Paths) -> None:
         with contextlib.ExitStack() as stack:
             unix = stack.enter_context(_unix_socket(paths.socket))
             tcp = stack.enter_context(_tcp_socket(settings.server)) if settings.server.tcp else None
-            async with boot.machine(settings, paths) as kernel:
+            async with boot.machine(settings, paths, cores) as kernel:
                 if key := _missing_key(kernel, paths.keys / kernel.user):
                     await kernel.trace.durable()  # before anybody holds it
                     _write_private(paths.keys / kernel.user, f"{key}\n".encode())
