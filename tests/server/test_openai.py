@@ -18,6 +18,7 @@ from aios.abi import events as ev
 from aios.abi import wire
 from aios.abi.calls import Generate, Limits, SpawnAgent
 from aios.abi.messages import Message, Sampling
+from aios.ports import CallFilter
 from aios.testing import ScriptedCore
 
 HELLO: Any = [{"role": "user", "content": "hello you"}]
@@ -162,7 +163,7 @@ async def test_several_choices(client: AsyncOpenAI) -> None:
 async def test_seeds_of_choices_differ(site: Site, client: AsyncOpenAI) -> None:
     await client.chat.completions.create(model="scripted", messages=HELLO, n=3, seed=7)
     login = site.kernel.identify(site.key)
-    histories = await site.kernel.journal.calls(login, 10)
+    histories = await site.kernel.journal.calls(login)
     seeds = [json.loads(history.start.request)["sampling"]["seed"] for history in histories]
     assert sorted(seeds) == [7, 8, 9]
 
@@ -188,7 +189,7 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
         extra_body={"something": {"new": [1]}},
     )
     login = site.kernel.identify(site.key)
-    (history,) = await site.kernel.journal.calls(login, 1)
+    (history,) = await site.kernel.journal.calls(login, CallFilter(limit=1))
     made = wire.decode_call(history.start.request)
     assert isinstance(made, Generate)
     assert made.sampling.seed is not None  # drawn at the door, so that it is in the journal
@@ -197,7 +198,12 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
         model="scripted",
         messages=(Message("system", "be kind"), Message("user", "a\nb")),
         sampling=Sampling(
-            temperature=1.0, top_k=1, max_tokens=9, stop=("END",), seed=made.sampling.seed
+            temperature=1.0,
+            top_k=1,
+            max_tokens=9,
+            stop=("END",),
+            seed=made.sampling.seed,
+            drawn=True,
         ),
     )
     assert site.kernel.processes.find(login).contexts == {}

@@ -37,12 +37,14 @@ STOPS = {
     "3 the trap finds the process and opens the trace": [
         "aios.drivers.clock",
         "aios.kernel.process",
+        "aios.kernel.kept",
         "aios.kernel.trace",
     ],
     "4 may it, can it afford it (access was entered at 2, for the key)": ["aios.kernel.budget"],
     "5 sys_generate puts the messages into the context and makes a ticket": [
         "aios.kernel.calls.context",
         "aios.kernel.generation",
+        "aios.kernel.retrieval",
     ],
     "6 the scheduler grants slices": ["aios.kernel.scheduler"],
     "7 the core runs them; its tokens come back up": [
@@ -51,6 +53,7 @@ STOPS = {
         "aios.kernel.policies",
         "aios.drivers.journal.memory",  # all that was said in this turn of the loop, at once
         "aios.drivers.journal.rows",
+        "aios.drivers.journal.content",
         "aios.sdk.answer",
     ],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,16 +18,23 @@ from aios.ports import CallRow
 UNCOMPARED = ("timeout_s", "path", "recall", "os_pid")
 
 
+# what is not written down as it is; all others are
+KEPT: dict[type[Call | Reply], Callable[[Any], Call | Reply]] = {
+    abi.SpawnAgent: lambda call: msgspec.structs.replace(call, env={}),
+    abi.Spawned: lambda reply: msgspec.structs.replace(reply, key=""),
+    abi.NewKey: lambda reply: msgspec.structs.replace(reply, key=""),
+    abi.EncryptData: lambda call: msgspec.structs.replace(call, data=b""),
+    abi.Opened: lambda reply: msgspec.structs.replace(reply, data=b""),
+    abi.StoWrite: storage.kept,
+    abi.StoCommit: storage.kept,
+    abi.StoredFile: storage.kept,
+}
+
+
 def kept(value: Call | Reply) -> Call | Reply:
     """A call or a reply as it may be written down."""
-    match value:
-        case abi.SpawnAgent() if value.env:
-            return msgspec.structs.replace(value, env={})
-        case abi.Spawned() | abi.NewKey():
-            return msgspec.structs.replace(value, key="")
-        case abi.EncryptData() | abi.Opened():
-            return msgspec.structs.replace(value, data=b"")
-    return storage.kept(value)
+    bare = KEPT.get(type(value))
+    return bare(value) if bare is not None else value
 
 
 def row(id: str, pid: int, name: str, started_at: float, call: Call) -> CallRow:
