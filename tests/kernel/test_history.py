@@ -128,6 +128,8 @@ async def test_usage_counts_records_files_and_the_program() -> None:
         assert isinstance(before, abi.UsageReport)
         assert (before.memory_bytes, before.storage_bytes, before.rss_bytes) == (0, 0, 0)
         await kernel.trap(pid, abi.MemWrite(text="The train leaves at nine."))
+        await kernel.trap(pid, abi.StoWrite(path="/train.txt", text="At nine."))
         after = await kernel.trap(login, abi.GetUsage(aid=pid))
         assert isinstance(after, abi.UsageReport)
         assert after.memory_bytes >= 25
+        assert after.storage_bytes >= 8
