@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aios.abi.messages import Message, ToolUse
@@ -62,6 +62,7 @@ def calls_of(turns: list[Turn]) -> list[tuple[float, float]]:
     return pairs
 
 
+@settings(deadline=None)
 @given(conversations(), st.data(), st.integers(0, 2_000), st.booleans())
 def test_whatever_is_cut_the_rules_hold(
     turns: list[Turn], data: st.DataObject, goal: int, keeps_first: bool

@@ -117,8 +117,8 @@ def shorten(parts: Sequence[Unit], goal: int, *, keeps_first: bool) -> Cut | Non
     """What to take out so that at most *goal* tokens are left, or as near to that as can be.
 
     The oldest go first. keeps_first spares the first thing that was said, unless it is large: what
-    goes then comes out of the middle. What a strategy made before goes with the first that goes.
-    None: nothing has to go.
+    goes then comes out of the middle. What a strategy made before goes with the first that goes, so
+    that what takes its place now stands alone. None: nothing has to go.
     """
     size = sum(unit.size for unit in parts)
     if size <= goal:
@@ -135,7 +135,9 @@ def shorten(parts: Sequence[Unit], goal: int, *, keeps_first: bool) -> Cut | Non
         size -= parts[number].size
     if not gone:
         return None
-    gone |= {n for n in loose if parts[n].turns[0].is_made and n < max(gone)}
+    made = [n for n in loose if parts[n].turns[0].is_made]
+    spared = {loose[0]} - gone if keeps_first else set()
+    gone |= {n for n in loose if made and n <= made[-1]} - spared
     gone |= _up_to_a_beginning(parts, [n for n in loose if n > max(gone)], goal // 4)
     turns = tuple(turn for number in sorted(gone) for turn in parts[number].turns)
     return Cut(turns, _place(turns[-1].position))
