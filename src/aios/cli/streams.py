@@ -122,7 +122,7 @@ def _asked(record: CallRecord) -> str:
         return str(messages[-1].get("content", ""))
     if record.name == "tool_call":
         return f"{request.get('name')}({wire.encode(request.get('arguments', {})).decode()})"
-    said = {key: value for key, value in request.items() if key not in ("call", "path", "aid")}
+    said = {key: value for key, value in request.items() if key not in ("call", "place", "aid")}
     return " ".join(f"{key}={wire.encode(value).decode()}" for key, value in said.items())
 
 
