@@ -41,7 +41,8 @@ R = TypeVar("R", bound=Reply)
 
 AGENT = Path(__file__).with_name("mortal_agent.py")
 DAEMON = (sys.executable, "-m", "aios.server.daemon", "--no-tcp")
-READY_S = 60.0  # for a daemon or an agent, on a busy machine
+READY_S = 60.0  # for a daemon, on a busy machine
+FINISH_S = 300.0  # for all agents
 LOOK_S = 0.002  # between two looks whether a daemon answers
 KEPT = ("PATH", "PYTHONPATH", "VIRTUAL_ENV")  # what an agent needs to be the Python that we are
 
@@ -139,11 +140,12 @@ class Machine:
 
     # --- agents -----------------------------------------------------------------------------------
 
-    def begin(self, names: Sequence[str], turns: int) -> None:
-        """Start an agent of each name."""
+    def begin(self, names: Sequence[str], turns: int, effect_s: float = 0.01) -> None:
+        """Start an agent of each name; their effects take so long before and after they happen."""
         argv = of_path(AGENT).argv
         env = {name: os.environ[name] for name in KEPT if name in os.environ}
         env |= {"AIOS_MARKS": str(self.home), "AIOS_TURNS": str(turns)}
+        env["AIOS_EFFECT_S"] = str(effect_s)
         for name in names:
             self.ask(SpawnAgent(program=name, argv=argv, task=name, env=env), Spawned)
 
@@ -163,11 +165,12 @@ class Machine:
                 return False
         return True
 
-    def finish(self) -> None:
-        """Let all agents come to their end, settling what has to be."""
-        until = time.monotonic() + READY_S
+    def finish(self, *, by_command: bool = False) -> int:
+        """Let all agents come to their end; how many calls had to be settled."""
+        settled, until = 0, time.monotonic() + FINISH_S
         while not self.have_ended(0.5) and time.monotonic() < until:
-            self.settle()
+            settled += self.settle(by_command=by_command)
+        return settled
 
     def settle(self, *, by_command: bool = False) -> int:
         """Settle calls of unknown outcome by what the file of effects says; how many there were."""

@@ -2,7 +2,8 @@
 
     python -m aios.sdk.launch bench/mortal_agent.py      (AIOS_TASK names it; started by a kernel)
 
-AIOS_MARKS is the folder of the files, AIOS_TURNS how often it does its work.
+AIOS_MARKS is the folder of the files, AIOS_TURNS how often it does its work, AIOS_EFFECT_S how long
+an effect takes before and after it happens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import aios
 
 FOLDER, TURNS = Path(os.environ["AIOS_MARKS"]), int(os.environ["AIOS_TURNS"])
 MAX_TOKENS = 16  # of each answer: enough for a call of the tool
-BEFORE_S = AFTER_S = 0.01  # that an effect takes, before and after it happens
+EFFECT_S = float(os.environ["AIOS_EFFECT_S"])
 
 turn = 0
 
@@ -25,9 +26,9 @@ turn = 0
 async def count() -> str:
     """Count one more."""
     at = f"{os.environ['AIOS_TASK']} {turn}"
-    await asyncio.sleep(BEFORE_S)
+    await asyncio.sleep(EFFECT_S)
     mark("effects", at)
-    await asyncio.sleep(AFTER_S)
+    await asyncio.sleep(EFFECT_S)
     return f"counted {turn}"
 
 
