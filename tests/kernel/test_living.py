@@ -13,7 +13,7 @@ from aios.drivers.journal.memory import MemoryJournal
 from aios.testing import TestKernel, machine, settle
 
 PAY = ToolSpec(name="pay", effect="once")
-CALL = abi.ToolCall(name="pay", path="1")
+CALL = abi.ToolCall(name="pay", place="1")
 
 
 async def child(kernel: TestKernel) -> int:
@@ -72,7 +72,7 @@ async def test_one_that_its_program_works_on_is_not_given_again() -> None:
         await kernel.trap(pid, abi.ToolReturn(id=id, content="paid"))
         assert await calling == abi.ToolAnswer("paid")
         assert not asking.done()
-        other = start(kernel, pid, abi.ToolCall(name="pay", path="2"))
+        other = start(kernel, pid, abi.ToolCall(name="pay", place="2"))
         invocation = await asking
         await kernel.trap(pid, abi.ToolReturn(id=invocation.id, content="paid again"))
         assert await other == abi.ToolAnswer("paid again")

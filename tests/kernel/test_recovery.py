@@ -41,7 +41,7 @@ class Program:
     async def ask(self, call: Any) -> Any:
         """Make a call at the next path."""
         path, self._calls = str(self._calls), self._calls + 1
-        return await self.kernel.trap(self.pid, type(call)(**_fields(call), path=path))
+        return await self.kernel.trap(self.pid, type(call)(**_fields(call), place=path))
 
     async def say(self, text: str) -> str:
         reply = await self.ask(abi.Generate(messages=user(text)))
@@ -49,7 +49,7 @@ class Program:
 
 
 def _fields(call: Any) -> dict[str, Any]:
-    return {name: getattr(call, name) for name in call.__struct_fields__ if name != "path"}
+    return {name: getattr(call, name) for name in call.__struct_fields__ if name != "place"}
 
 
 class World:
@@ -188,7 +188,7 @@ async def test_a_generation_goes_on_with_the_tokens_that_it_had() -> None:
     deltas: list[str] = []
 
     async def live(program: Program) -> None:
-        call = abi.Generate(messages=user("a b c d e f g h"), path="0")
+        call = abi.Generate(messages=user("a b c d e f g h"), place="0")
         await program.kernel.trap(program.pid, call, lambda delta: deltas.append(delta.text))
 
     world = World(live, quantum=2)
@@ -508,7 +508,7 @@ async def test_an_agent_in_somebodys_python_may_come_back_with_its_key() -> None
             keys.append(str(spawned.key))
             pid = kernel.identify(keys[-1])
             answering = asyncio.ensure_future(
-                kernel.trap(pid, abi.Generate(messages=user("hello there"), path="0"))
+                kernel.trap(pid, abi.Generate(messages=user("hello there"), place="0"))
             )
             answering.add_done_callback(lambda call: call.cancelled() or call.exception())
             await settle()
@@ -517,7 +517,7 @@ async def test_an_agent_in_somebodys_python_may_come_back_with_its_key() -> None
         assert isinstance(clock, FakeClock)
         back, lost = (kernel.identify(key) for key in keys)
         asking = asyncio.ensure_future(
-            kernel.trap(back, abi.Generate(messages=user("hello there"), path="0"))
+            kernel.trap(back, abi.Generate(messages=user("hello there"), place="0"))
         )
         await settle()
         world.core.step()

@@ -121,9 +121,9 @@ async def test_a_tool_of_an_agent_that_lives_on_is_asked_for_once(first: str) ->
         login = kernel.identify(kernel.user_key)
         spawned = await kernel.trap(login, abi.SpawnAgent(program="p", os_pid=1))
         assert isinstance(spawned, abi.Spawned)
-        await kernel.trap(spawned.aid, abi.ToolRegister(tools=(COUNT,), path="0"))
+        await kernel.trap(spawned.aid, abi.ToolRegister(tools=(COUNT,), place="0"))
         calling = asyncio.ensure_future(
-            kernel.trap(spawned.aid, abi.ToolCall(name="count", path="1"))
+            kernel.trap(spawned.aid, abi.ToolCall(name="count", place="1"))
         )
         calling.add_done_callback(lambda call: call.cancelled() or call.exception())
         taken = await kernel.trap(spawned.aid, abi.ToolNext())
@@ -131,7 +131,7 @@ async def test_a_tool_of_an_agent_that_lives_on_is_asked_for_once(first: str) ->
     async with world.kernel() as kernel:
         pid, busy = spawned.aid, (taken.id,) if first == "return" else ()
         calls: list[abi.Call] = [
-            abi.ToolCall(name="count", path="1"),  # known again: it was offered before the crash
+            abi.ToolCall(name="count", place="1"),  # known again: it was offered before the crash
             abi.ToolReturn(id=taken.id, content="done")
             if first == "return"
             else abi.ToolNext(busy=busy),

@@ -39,7 +39,7 @@ def holders(folder: Path) -> list[str]:
 
 
 async def seal(kernel: TestKernel, pid: int, path: str | None = None) -> str:
-    reply = await kernel.trap(pid, abi.EncryptData(data=SECRET, path=path))
+    reply = await kernel.trap(pid, abi.EncryptData(data=SECRET, place=path))
     assert isinstance(reply, abi.Sealed)
     return reply.token
 
@@ -90,10 +90,10 @@ async def test_a_second_life_gets_the_same_token_and_opens_it_again() -> None:
     async def keeper(pid: int, env: dict[str, str]) -> int:
         kernel = kernels[-1]
         token = await seal(kernel, pid, "0")
-        opened = await kernel.trap(pid, abi.DecryptData(token=token, path="1"))
+        opened = await kernel.trap(pid, abi.DecryptData(token=token, place="1"))
         assert isinstance(opened, abi.Opened)
         found.append((token, opened.data))
-        await kernel.trap(pid, abi.RecvMessage(path="2"))  # waits for ever
+        await kernel.trap(pid, abi.RecvMessage(place="2"))  # waits for ever
         return 0
 
     kernels: list[TestKernel] = []

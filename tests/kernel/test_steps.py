@@ -26,12 +26,12 @@ class World:
         life = int(env["AIOS_LIFE"])
         await self.may_read.wait()
         if life > 1:
-            found = await self.ask(pid, kind="step", key="read", path="0", recall=True)
+            found = await self.ask(pid, kind="step", key="read", place="0", recall=True)
             if found.known:
                 self.seen.append(found.value)
                 return await self.wait(pid)
         self.done.append(life)
-        kept = await self.ask(pid, kind="step", key="read", path="0", value=f"page {life}")
+        kept = await self.ask(pid, kind="step", key="read", place="0", value=f"page {life}")
         self.seen.append(kept.value)
         return await self.wait(pid)
 
@@ -41,7 +41,7 @@ class World:
         return reply
 
     async def wait(self, pid: int) -> int:
-        await self.kernel.trap(pid, abi.RecvMessage(path="1"))
+        await self.kernel.trap(pid, abi.RecvMessage(place="1"))
         return 0
 
     async def live(self, *, suspended: bool = False) -> None:
@@ -86,7 +86,7 @@ async def test_a_look_that_finds_nothing_leaves_nothing() -> None:
     async with machine() as kernel:
         login = kernel.identify(kernel.user_key)
         child = await kernel.trap(login, abi.SpawnAgent(program="reader"))
-        look = abi.Record(kind="step", key="read", path="0", recall=True)
+        look = abi.Record(kind="step", key="read", place="0", recall=True)
         assert await kernel.trap(child.aid, look) == abi.Recorded(None, known=False)  # type: ignore[attr-defined]
-        keep = abi.Record(kind="step", key="read", path="0", value=[1])
+        keep = abi.Record(kind="step", key="read", place="0", value=[1])
         assert await kernel.trap(child.aid, keep) == abi.Recorded([1])  # type: ignore[attr-defined]

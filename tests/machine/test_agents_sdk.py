@@ -220,7 +220,7 @@ async def test_paths_of_calls_do_not_depend_on_who_is_faster(served: Served) -> 
         [process] = [p for p in await me.processes(all=True) if p.program == "gatherer"]
         calls = await me.process(process.aid).transcript()
         requests = [call.request for call in calls if call.name == "generate"]
-        assert {r["messages"][0]["content"]: r["path"] for r in requests} == {
+        assert {r["messages"][0]["content"]: r["place"] for r in requests} == {
             "first": "0",
             "slow": "1.part.0/0",
             "fast": "1.part.1/0",

@@ -158,7 +158,7 @@ class Actor:
         def show(delta: Delta) -> None:
             shown.append(delta.text)
 
-        call = type(call)(**_fields(call), path=path)
+        call = type(call)(**_fields(call), place=path)
         outcome: Any
         try:
             outcome = await self.trap(call, show)
@@ -195,7 +195,7 @@ class Actor:
 
     async def read(self, path: str, context: str) -> Any:
         if self.number > 1:
-            call = abi.Record(kind="step", key="read", path=path, recall=True)
+            call = abi.Record(kind="step", key="read", place=path, recall=True)
             try:
                 found = await self.trap(call)
             except AiosError as error:
@@ -240,7 +240,7 @@ class Actor:
         script = self.life.world.scripts[child]
         argv = ("program",) if script.run_by == "kernel" else ()
         os_pid = None if argv else self.os_pid
-        call = abi.SpawnAgent(program=child, argv=argv, task=child, os_pid=os_pid, path=path)
+        call = abi.SpawnAgent(program=child, argv=argv, task=child, os_pid=os_pid, place=path)
         spawned = await self.trap(call)
         self.life.world.hear(self, path, call, spawned)
         self.children[child] = spawned.aid
@@ -274,7 +274,7 @@ class Actor:
 
     async def _use(self, tool: str, path: str) -> Any:
         if self.service is None:
-            await self.trap(abi.ToolRegister(tools=TOOLS, path=f"{path}r"))
+            await self.trap(abi.ToolRegister(tools=TOOLS, place=f"{path}r"))
             self.service = asyncio.ensure_future(self._serve())
         return await self.ask(path, abi.ToolCall(name=tool, arguments={"at": path}))
 
@@ -302,4 +302,4 @@ def result_of(at: str) -> str:
 
 
 def _fields(call: abi.Call) -> dict[str, Any]:
-    return {name: getattr(call, name) for name in call.__struct_fields__ if name != "path"}
+    return {name: getattr(call, name) for name in call.__struct_fields__ if name != "place"}

@@ -280,7 +280,7 @@ class Life:
         found: dict[str, Any] = {}
         for history in calls:
             asked = msgspec.json.decode(history.start.request)
-            path = asked.get("path")
+            path = asked.get("place")
             if path is None or asked.get("recall") or not is_told(history):
                 continue
             if path in found and asked["call"] not in ("tool_register",):

@@ -141,7 +141,7 @@ def test_a_call_of_a_transcript() -> None:
 
 def generated(text: str, path: str, **message: object) -> CallRecord:
     reply = {"message": {"role": "assistant", "content": text, **message}}
-    return CallRecord("c", 3, "generate", "done", 1.0, 2.0, {"path": path}, reply)
+    return CallRecord("c", 3, "generate", "done", 1.0, 2.0, {"place": path}, reply)
 
 
 def test_what_was_said_is_in_the_programs_order_and_without_ids() -> None:

@@ -108,7 +108,7 @@ async def test_a_lost_effect_is_not_repeated(server: FrailServer, link: Link) ->
 
 # --- a kernel that is started again ---------------------------------------------------------------
 
-SEND = SendMessage(to=1, body=1, path="3")
+SEND = SendMessage(to=1, body=1, place="3")
 SENT = ok(b'{"id":"m1"}')
 
 
@@ -200,7 +200,7 @@ REPLY = b"event: reply\ndata: %s\n\n" % json.dumps(GENERATION).encode()
 async def test_a_stream_goes_on_where_it_was(server: FrailServer, link: Link) -> None:
     whole = streamed(delta("on") + delta("e two th") + delta("ree") + REPLY)
     server.answers = [Restart(streamed(delta("one ") + delta("tw"))), Restart(whole)]
-    call = Generate(messages=(Message("user", "count"),), path="0")
+    call = Generate(messages=(Message("user", "count"),), place="0")
     parts = [part async for part in link.stream(call, "k", is_replayed=True)]
     assert [part.text for part in parts[:-1]] == ["one ", "tw", "o th", "ree"]  # type: ignore[union-attr]
     assert parts[-1].message.content == "one two three"  # type: ignore[union-attr]

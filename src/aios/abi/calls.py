@@ -27,13 +27,13 @@ class Reply(Struct, frozen=True):
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="call", tag=_snake):
     """The base of all system calls.
 
-    timeout_s bounds the call in seconds (time suspended or blocked does not count); path is the
-    call's place in its program, for replay.
+    timeout_s bounds the call in seconds (time suspended or blocked does not count); place is where in
+    its program the call stands, for replay.
     """
 
     reply: ClassVar[type[Reply]]
     timeout_s: float | None = None
-    path: str | None = None
+    place: str | None = None
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def said(records: Sequence[CallRecord]) -> Said:
     replies: list[tuple[str, int, dict[str, Any]]] = []
     for number, record in enumerate(records):
         if record.name == "generate" and isinstance(record.reply, dict):
-            path = (record.request or {}).get("path") or ""
+            path = (record.request or {}).get("place") or ""
             replies.append((path, number, record.reply["message"]))
     return tuple(
         (

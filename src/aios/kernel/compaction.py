@@ -255,7 +255,7 @@ async def _summary(work: Work, cut: Cut, room: int) -> Message | None:
         messages=(*(turn.message for turn in turns), ask),
         sampling=Sampling(max_tokens=room, seed=0),
         retrieve=NO_RETRIEVAL,
-        path=work.call.inner("summary"),
+        place=work.call.inner("summary"),
     )
     told = await work.kernel.trap(work.process.pid, inner)
     assert isinstance(told, abi.Generation)
@@ -277,7 +277,7 @@ async def _pointer(work: Work, cut: Cut, room: int) -> Message:
         data={"context": work.context.name, "before": before, "messages": wire.plain(messages)},
         tags=("paged",),
         source=f"context {work.context.name}",
-        path=work.call.inner("page"),
+        place=work.call.inner("page"),
     )
     kept = await work.kernel.trap(work.process.pid, inner)
     assert isinstance(kept, abi.Remembered)

@@ -15,7 +15,7 @@ from aios.kernel.calls import storage
 from aios.ports import CallRow
 
 # fields that are not what is asked; a second life is another OS process
-UNCOMPARED = ("timeout_s", "path", "recall", "os_pid")
+UNCOMPARED = ("timeout_s", "place", "recall", "os_pid")
 
 
 # what is not written down as it is; all others are

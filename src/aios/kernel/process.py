@@ -101,8 +101,8 @@ class OpenCall:
         self.state = state
 
     def inner(self, name: str) -> str:
-        """The path of a call that is made inside this one, the same in every life."""
-        return f"{self.call.path or self.id}/{name}"
+        """The place of a call that is made inside this one, the same in every life."""
+        return f"{self.call.place or self.id}/{name}"
 
     def end(self, verdict: AiosError) -> None:
         """Have it fail with *verdict*, wherever it waits."""

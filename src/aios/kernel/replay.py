@@ -1,7 +1,7 @@
 """Replay: a second life of a program is told again what its first life was told.
 
 A restarted program asks from its beginning. What it asks is looked up among the recorded calls, by
-its path where the SDK gave one, else by what is asked, in order. A call that has its result is
+its place where the SDK gave one, else by what is asked, in order. A call that has its result is
 answered from the record and nothing happens a second time; one that was under way goes on under its
 own number, a generation with the tokens that it had; what was never asked is made as any call. A
 call whose effect may have happened outside, nobody knows, is *unknown*: it waits to be settled.
@@ -78,7 +78,7 @@ class Replay:
     """The calls of a process's earlier lives, each to be given once."""
 
     def __init__(self, calls: Iterable[CallHistory], is_replayed: Callable[[str], bool]) -> None:
-        self._by_path: dict[str, CallHistory] = {}
+        self._by_place: dict[str, CallHistory] = {}
         self._by_request: defaultdict[bytes, deque[CallHistory]] = defaultdict(deque)
         self._requests: dict[str, Any] = {}  # call id -> what was asked, in canonical form
         self.given = 0
@@ -89,22 +89,22 @@ class Replay:
             request = msgspec.json.decode(history.start.request)
             if request.get("recall"):
                 continue  # a look into this very record
-            path = request.get("path")
+            spot = request.get("place")
             asked = canonical(request)
-            if path is None:
+            if spot is None:
                 if is_told(history) or history.end is None:
                     self._by_request[_key(asked)].append(history)
             else:  # of several lives: what has a result, else the newest
-                earlier = self._by_path.get(path)
+                earlier = self._by_place.get(spot)
                 if earlier is None or not is_told(earlier):
-                    self._by_path[path] = history
+                    self._by_place[spot] = history
             self._requests[history.start.id] = asked
 
     def __repr__(self) -> str:
         return f"<replay: {self.given} given, {len(self)} left>"
 
     def __len__(self) -> int:
-        return len(self._by_path) + sum(map(len, self._by_request.values()))
+        return len(self._by_place) + sum(map(len, self._by_request.values()))
 
     @property
     def is_unused(self) -> bool:
@@ -114,16 +114,16 @@ class Replay:
     def find(self, call: Call) -> CallHistory | None:
         """What an earlier life asked there; None if nothing. ReplayDiverged if something else."""
         asked = canonical(msgspec.json.decode(wire.encode(kept(call))))
-        if call.path is None:
+        if call.place is None:
             waiting = self._by_request.get(_key(asked))
             return waiting[0] if waiting else None
-        history = self._by_path.get(call.path)
+        history = self._by_place.get(call.place)
         if history is None:
             return None
         first = self._requests[history.start.id]
         if asked != first:
             raise ReplayDiverged(
-                f"at {call.path} its first life asked {_shown(first)} (call {history.start.id}) "
+                f"at {call.place} its first life asked {_shown(first)} (call {history.start.id}) "
                 f"and this one asks {_shown(asked)}: what a program reads outside goes through "
                 "`aios.now`, `aios.random` and `aios.step`, and its code must not change meanwhile."
             )
@@ -131,7 +131,7 @@ class Replay:
 
     def get(self, call: str) -> CallHistory | None:
         """A call that has not been given yet, by its id."""
-        for history in (*self._by_path.values(), *chain.from_iterable(self._by_request.values())):
+        for history in (*self._by_place.values(), *chain.from_iterable(self._by_request.values())):
             if history.start.id == call:
                 return history
         return None
@@ -140,9 +140,9 @@ class Replay:
         """It has been given; it will not be again."""
         self.given += 1
         asked = self._requests.pop(history.start.id)
-        path = msgspec.json.decode(history.start.request).get("path")
-        if path is not None:
-            del self._by_path[path]
+        spot = msgspec.json.decode(history.start.request).get("place")
+        if spot is not None:
+            del self._by_place[spot]
             return
         waiting = self._by_request[_key(asked)]
         waiting.remove(history)
@@ -151,9 +151,9 @@ class Replay:
 
     def settle(self, call: str, end: CallEnd) -> None:
         """A call's outcome is known now."""
-        for path, history in list(self._by_path.items()):
+        for spot, history in list(self._by_place.items()):
             if history.start.id == call:
-                self._by_path[path] = msgspec.structs.replace(history, end=end)
+                self._by_place[spot] = msgspec.structs.replace(history, end=end)
         for waiting in self._by_request.values():
             for place, history in enumerate(waiting):
                 if history.start.id == call:

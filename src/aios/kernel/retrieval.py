@@ -81,7 +81,7 @@ async def look_up(
             query=query,
             scopes=wished.memory,
             limit=wished.limit,
-            path=call.inner("memory"),
+            place=call.inner("memory"),
         )
         hits = await kernel.trap(process.pid, inner)
         assert isinstance(hits, abi.MemoryHits)

@@ -139,8 +139,8 @@ class AiosFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _call(self, call: Call, kind: type[R]) -> R:
         """Make a call at its place in the program; what the kernel refuses, as Python says it."""
-        if path := place.next_path():
-            call = msgspec.structs.replace(call, path=path)
+        if here := place.next_path():
+            call = msgspec.structs.replace(call, place=here)
         try:
             return lines.trap(self._address, self._session, call, kind)
         except NotFound as error:

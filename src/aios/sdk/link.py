@@ -239,7 +239,7 @@ class Link:
 
     async def _boot_for(self, call: Call, is_replayed: bool) -> str:
         """The start of the kernel that a call goes to, if it may be made again in another."""
-        if not (is_replayed and (call.path is not None or type(call) in SAID_AGAIN)):
+        if not (is_replayed and (call.place is not None or type(call) in SAID_AGAIN)):
             return ""
         return self._boot or await self._ask_boot()
 

@@ -102,8 +102,8 @@ class Process:
     async def call(self, call: Call, kind: type[R]) -> R: ...
     async def call(self, call: Call, kind: type[Reply] | None = None) -> Any:
         """Any system call, as it is; the reply is of the type that the call names."""
-        if call.path is None and (path := place.next_path()):
-            call = msgspec.structs.replace(call, path=path)
+        if call.place is None and (here := place.next_path()):
+            call = msgspec.structs.replace(call, place=here)
         reply = kind or type(call).reply
         return await self._link.trap(call, reply, self.key, is_replayed=self._is_replayed)
 
@@ -279,7 +279,7 @@ class Me(Process):
     def stream(self, prompt: Prompt, *, tools: Tools = (), **options: Unpack[Options]) -> Stream:
         """Like generate, as it comes; tools are only described, a call of one ends the stream."""
         call, convert = build(prompt, tools, self._once(options))
-        call = msgspec.structs.replace(call, path=place.next_path())
+        call = msgspec.structs.replace(call, place=place.next_path())
         return Stream(self._link.stream(call, self.key, is_replayed=self._is_replayed), convert)
 
     async def restore(self, snapshot: str) -> Answer:
@@ -399,7 +399,7 @@ class Me(Process):
         path = place.next_path()
         if path and _is_second_life():
             found = await self.call(
-                Record(kind="step", key=function.__name__, path=path, recall=True), Recorded
+                Record(kind="step", key=function.__name__, place=path, recall=True), Recorded
             )
             if found.known:
                 return found.value
@@ -418,7 +418,7 @@ class Me(Process):
     async def _record(
         self, kind: Literal["now", "random", "step"], key: str, value: Any, path: str | None = None
     ) -> Any:
-        call = Record(kind=kind, key=key, value=value, path=path)
+        call = Record(kind=kind, key=key, value=value, place=path)
         return (await self.call(call, Recorded)).value
 
     def _once(self, options: Options) -> Options:

@@ -116,7 +116,7 @@ class Workshop:
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> ToolAnswer:
         try:
-            call = ToolCall(name=name, arguments=arguments, path=place.next_path())
+            call = ToolCall(name=name, arguments=arguments, place=place.next_path())
             calling = asyncio.ensure_future(self._me.call(call, ToolAnswer))
             waiting = {calling, self._service} if self._service else {calling}
             try:

@@ -57,7 +57,7 @@ async def sys_generate(
             tokens=fitting,
             model=model,
             # a second life finds it there, and has the same prompt
-            path=call.inner(f"compact.{context.setting.compactions}"),
+            place=call.inner(f"compact.{context.setting.compactions}"),
         )
         await kernel.trap(target.pid, shorter)
     raise KernelBug(f"call {call.id} neither fitted its context nor failed")
