@@ -686,7 +686,11 @@ class Journal(Protocol):
     async def first_seq(self) -> int:
         """The number of the oldest event kept (0 if there is none)."""
 
-    async def calls(self, pid: int, which: CallFilter = CallFilter()) -> list[CallHistory]:
+    async def calls(
+        self,
+        pid: int,
+        which: CallFilter = CallFilter(),  # noqa: B008 (frozen)
+    ) -> list[CallHistory]:
         """The newest calls of a process, oldest first."""
 
     async def environment(self, pid: int) -> bytes | None:

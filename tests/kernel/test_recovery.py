@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from aios.abi import calls as abi
-from aios.abi import events as ev
 from aios.abi.messages import ToolSpec
 from aios.config import Config, Scheduler
 from aios.drivers.journal.memory import MemoryJournal

@@ -27,8 +27,8 @@ class Reply(Struct, frozen=True):
 class Call(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="call", tag=_snake):
     """The base of all system calls.
 
-    timeout_s bounds the call in seconds (time suspended or blocked does not count); place is where in
-    its program the call stands, for replay.
+    timeout_s bounds the call in seconds (time suspended or blocked does not count); place is where
+    in its program the call stands, for replay.
     """
 
     reply: ClassVar[type[Reply]]

@@ -13,20 +13,13 @@ from aios.abi import wire
 from aios.errors import AiosError, Conflict, InvalidCall, NotFound
 from aios.kernel import replay
 from aios.kernel.calls.agent import check_limits
-from aios.kernel.calls.machine import as_record
+from aios.kernel.calls.machine import as_record, number_of
 from aios.kernel.context import Context
 from aios.kernel.process import OpenCall, Process
 from aios.ports import EVERY_CALL, CallEnd, CallFilter, CallHistory, CallRow, MarkRow
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
-
-
-def number_of(call: str) -> int:
-    """12 for c12; InvalidCall for what is no call's id."""
-    if not (call.startswith("c") and call[1:].isascii() and call[1:].isdigit()):
-        raise InvalidCall(f"{call!r} is not a call's id; `aios history PID` shows them (c12).")
-    return int(call[1:])
 
 
 # --- forks ----------------------------------------------------------------------------------------

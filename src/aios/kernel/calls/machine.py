@@ -46,7 +46,7 @@ async def sys_get_transcript(
         raise InvalidCall(f"there is no call named {unknown[0]!r} to look for.")
     which = CallFilter(
         limit=min(request.limit, EVERY_CALL),
-        before=None if request.before is None else _number(request.before),
+        before=None if request.before is None else number_of(request.before),
         names=request.names,
         text=request.text or None,
         since=request.since,
@@ -56,7 +56,7 @@ async def sys_get_transcript(
     return abi.Transcript(tuple(as_record(target, history) for history in calls))
 
 
-def _number(call: str) -> int:
+def number_of(call: str) -> int:
     """A call's number, of its id."""
     digits = call.removeprefix("c")
     if digits == call or not (digits.isascii() and digits.isdigit() and len(digits) < 19):

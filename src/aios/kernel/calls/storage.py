@@ -210,7 +210,13 @@ def _data(kernel: Kernel, value: abi.StoWrite | abi.FileDraft) -> bytes:
 
 
 async def _change(
-    kernel: Kernel, call: OpenCall, target: Process, owner: str, change: FileChange, stage: bool
+    kernel: Kernel,
+    call: OpenCall,
+    target: Process,
+    owner: str,
+    change: FileChange,
+    stage: bool,
+    message: str = "",
 ) -> abi.StoredVersion:
     """Make a change now, or stage it."""
     author, seen = _author(kernel, call, target), _seen(call.process, owner)
@@ -218,7 +224,7 @@ async def _change(
         return _keep(call, await kernel.files.stage(owner, change, author, seen))
     place = await kernel.files.place(owner, change.path)
     if place is None:
-        return _keep(call, await kernel.files.commit(owner, [change], author, seen))
+        return _keep(call, await kernel.files.commit(owner, [change], author, seen, message))
     await kernel.trace.durable()  # the intent, before the effect: this one is outside
     again = call.made is not None
     version = await kernel.files.host_change(place, change, seen, again)
@@ -252,7 +258,7 @@ async def sys_sto_write(
         data=_data(kernel, request),
         expect=request.expect,
     )
-    return await _change(kernel, call, target, owner, change, request.stage)
+    return await _change(kernel, call, target, owner, change, request.stage, request.message)
 
 
 async def sys_sto_read(
