@@ -1,13 +1,15 @@
-"""``python -m bench NAME [--json]``: measure one thing and say whether it meets its goal.
+"""``python -m bench NAME [OPTIONS] [--json]``: measure one thing, say whether it meets its goal.
 
-A bench is a module here with ``run() -> dict``: its figures, ``name``, ``goal`` and ``met``. With
---json the last line printed is that, as one object. The exit status is 0 when the goal is met.
+A bench is a module here with ``run() -> dict``: its figures, ``name``, ``goal`` and ``met``. One
+that takes options is given them as they are; its docstring names them. With --json the last line
+printed is that, as one object. The exit status is 0 when the goal is met.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -33,14 +35,15 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    names = [argument for argument in sys.argv[1:] if argument != "--json"]
+    name, *options = [argument for argument in sys.argv[1:] if argument != "--json"] or [""]
     known = benches()
-    if len(names) != 1 or names[0] not in known:
-        print("usage: python -m bench NAME [--json]\n", file=sys.stderr)
+    run = importlib.import_module(f"bench.{name}").run if name in known else None
+    if run is None or (options and not inspect.signature(run).parameters):
+        print("usage: python -m bench NAME [OPTIONS] [--json]\n", file=sys.stderr)
         for name, line in known.items():
             print(f"  {name:16} {line}", file=sys.stderr)
         return 2
-    figures = importlib.import_module(f"bench.{names[0]}").run()
+    figures = run(*options)
     show(figures)
     if "--json" in sys.argv:
         print(json.dumps(figures))

@@ -17,7 +17,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 # what a block stands after, its language, its text
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
-PAGES = ("README.md", "docs/quickstart.md", "docs/howto/snapshots.md", "docs/howto/secrets.md")
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/howto/snapshots.md",
+    "docs/howto/secrets.md",
+    "docs/howto/memory.md",
+)
 INSTALLS = "pip install"  # the two commands that begin with a new environment: CI's own
 
 
