@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 
 from aios.ports import Passage
 
-ENOUGH = 600  # characters, after which a blank line or a heading begins the next passage
+FEW = 200  # characters, after which a heading begins the next passage
+ENOUGH = 600  # likewise a blank line
 MOST = 1_500  # characters of one
 
 HTML = (".html", ".htm", ".xhtml")
@@ -20,7 +21,7 @@ CSV = (".csv", ".tsv")
 UNSEEN = frozenset({"script", "style", "template"})
 HEADING = re.compile(r"#{1,6} |(async )?def |class |func |fn |function ")
 CAMEL = re.compile(r"[a-z0-9](?=[A-Z])")
-WORD = re.compile(r"\w*[a-z0-9][A-Z]\w*")
+WORD = re.compile(r"\w+")
 
 Line = tuple[int, str]  # its number, from 1
 
@@ -52,15 +53,18 @@ def passages(path: str, data: bytes, limit: int) -> tuple[Passage, ...]:
 
 def words(text: str) -> str:
     """A text, and the parts of names likeThis."""
-    parts = [CAMEL.sub(lambda sign: f"{sign[0]} ", name) for name in WORD.findall(text)]
-    return f"{text}\n{' '.join(parts)}" if parts else text
+    if not CAMEL.search(text):
+        return text
+    names = [name for name in WORD.findall(text) if CAMEL.search(name)]
+    return f"{text}\n{CAMEL.sub(lambda sign: f'{sign[0]} ', ' '.join(names))}"
 
 
 def _passages(lines: Iterable[Line], *, by_line: bool) -> Iterator[Line]:
     first, size, held = 0, 0, list[str]()
     for number, text in _short(lines):
-        ends = not text.strip() or HEADING.match(text) or by_line
-        if held and (size + len(text) > MOST or (size >= ENOUGH and ends)):
+        enough = FEW if HEADING.match(text) else ENOUGH
+        ends = enough == FEW or by_line or not text.strip()
+        if held and (size + len(text) > MOST or (ends and size >= enough)):
             yield first, "\n".join(held).strip("\n")
             held, size = [], 0
         if not held:

@@ -41,7 +41,8 @@ SELECT id FROM passages
 WHERE id IN (SELECT value FROM json_each(:numbers)) AND {WITHIN} AND {SHOWING}
 """
 FOUND = """
-SELECT passages.id, passages.volume, passages.path, ordinal, line, version, hash, bytes
+SELECT passages.id, passages.volume, passages.path, ordinal, line, version,
+       contents.hash, bytes
 FROM passages JOIN heads ON heads.volume = passages.volume AND heads.path = passages.path
 JOIN contents ON contents.id = heads.content
 WHERE passages.id IN (SELECT value FROM json_each(:numbers))

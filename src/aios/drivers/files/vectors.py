@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 BATCH = 16  # passages; about a third of a second on one core, after which others may append
 
 PENDING = f"""
-SELECT passages.id, passages.path, ordinal, hash, bytes FROM passages
+SELECT passages.id, passages.path, ordinal, contents.hash, bytes FROM passages
 JOIN heads ON heads.volume = passages.volume AND heads.path = passages.path
 JOIN contents ON contents.id = heads.content
 WHERE passages.id > :after AND NOT EXISTS (

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blake3 import blake3
+
 from aios.ports import (
     ChunkRow,
     FileCommit,
@@ -53,8 +55,12 @@ INSERT OR IGNORE INTO volume_chunks SELECT ?, chunk FROM content_chunks WHERE co
 """
 ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?)"
 HEAD = "REPLACE INTO heads VALUES (?, ?, ?, ?)"
-UNFOUND = "DELETE FROM passages WHERE volume = ? AND path = ?"
-PASSAGE = "INSERT INTO passages (volume, path, ordinal, line) VALUES (?, ?, ?, ?) RETURNING id"
+PASSAGES = "SELECT id, hash, ordinal, line FROM passages WHERE volume = ? AND path = ?"
+PASSAGE = """
+INSERT INTO passages (volume, path, ordinal, line, hash) VALUES (?, ?, ?, ?, ?) RETURNING id
+"""
+MOVED = "UPDATE passages SET ordinal = ?, line = ? WHERE id = ?"
+UNFOUND = "DELETE FROM passages WHERE id = ?"
 WORDS = "INSERT INTO file_words (rowid, text, marks) VALUES (?, ?, ?)"
 
 COMMITTED = """
@@ -200,6 +206,12 @@ def sweep(connection: Any) -> int:
     return 0
 
 
+def _sweep_now(rows: Rows) -> None:
+    """What is little goes at once; of much, the rest when the journal is pruned."""
+    sweep(rows.connection)
+    sweep(rows.connection)
+
+
 def chunk(rows: Rows, row: ChunkRow) -> None:
     rows.add(CHUNK, (row.hash, row.size, int(row.packed), row.body))
 
@@ -259,15 +271,25 @@ def _entry(rows: Rows, volume: int, version: int, entry: FileEntry) -> None:
         execute(HELD, (volume, content))
     execute(ENTRY, (volume, entry.path, version, content))
     execute(HEAD, (volume, entry.path, version, content))
-    execute(UNFOUND, (volume, entry.path))
     _index(rows, volume, entry.path, entry.passages)
 
 
 def _index(rows: Rows, volume: int, path: str, passages: Sequence[Passage]) -> None:
+    """Make these the passages of a file; those that it has already stay, with their vectors."""
     execute = rows.connection.execute
+    before: defaultdict[bytes, list[tuple[int, int, int]]] = defaultdict(list)
+    for number, hash, ordinal, line in execute(PASSAGES, (volume, path)):
+        before[hash].append((number, ordinal, line))
     for ordinal, passage in enumerate(passages):
-        number = execute(PASSAGE, (volume, path, ordinal, passage.line)).get
+        hash = blake3(passage.words.encode()).digest(16)
+        if before.get(hash):
+            number, *place = before[hash].pop(0)
+            if place != [ordinal, passage.line]:
+                execute(MOVED, (ordinal, passage.line, number))
+            continue
+        number = execute(PASSAGE, (volume, path, ordinal, passage.line, hash)).get
         execute(WORDS, (number, passage.words, f"v{volume}"))
+    rows.connection.executemany(UNFOUND, [(left[0],) for same in before.values() for left in same])
 
 
 def _content(rows: Rows, content: FileContent) -> int:
@@ -296,8 +318,7 @@ def purge(rows: Rows, purge: FilePurge) -> None:
     contents += [number for (number,) in rows.execute(PURGED_STAGED, **which)]
     rows.execute(PURGE, **which)
     _unhold(rows, volume, contents)
-    sweep(rows.connection)
-    sweep(rows.connection)
+    _sweep_now(rows)
 
 
 def _unhold(rows: Rows, volume: int, contents: Sequence[int]) -> None:
@@ -391,7 +412,7 @@ def forget(rows: Rows, pid: int) -> None:
     volume = _number(rows, owner)
     if volume is not None:
         rows.execute(GONE, volume=volume, shared=f"files:{owner}:")
-        sweep(rows.connection)
+        _sweep_now(rows)
 
 
 def vector(rows: Rows, row: PassageVector) -> None:

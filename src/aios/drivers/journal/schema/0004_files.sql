@@ -112,7 +112,8 @@ CREATE TABLE passages (
     volume  INTEGER NOT NULL,
     path    TEXT    NOT NULL,
     ordinal INTEGER NOT NULL,
-    line    INTEGER NOT NULL           -- its first, from 1
+    line    INTEGER NOT NULL,          -- its first, from 1
+    hash    BLOB    NOT NULL           -- BLAKE3 of its words, 16 bytes: one that stays is left alone
 ) STRICT;
 CREATE INDEX passages_of ON passages (volume, path);
 
