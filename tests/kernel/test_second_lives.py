@@ -11,7 +11,7 @@ from test_recovery import Program, World, healthy, spawn
 from aios.abi import calls as abi
 from aios.abi.messages import ToolSpec
 from aios.errors import AiosError, TimedOut
-from aios.testing import FakeClock, settle, user
+from aios.testing import FakeClock, ScriptedPrograms, settle, user
 
 COUNT = ToolSpec("count")
 
@@ -184,3 +184,30 @@ async def test_a_context_that_was_emptied_is_still_there() -> None:
         login = kernel.identify(kernel.user_key)
         report = await kernel.trap(login, abi.GetContext(aid=pid, messages=True))
         assert report.messages == ()  # type: ignore[attr-defined]
+
+
+async def test_a_child_in_the_python_of_a_program_that_starts_again_is_not_lost() -> None:
+    async def live(program: Program) -> None:
+        kernel = program.kernel
+        os = kernel.processes.find(program.pid).os
+        assert os is not None
+        spawned = await program.ask(abi.SpawnAgent(program="child", os_pid=os.os_pid))
+        child = kernel.processes.find(kernel.identify(spawned.key))
+        inner = Program(kernel, child.pid, {"AIOS_LIFE": str(program.life)})
+        await inner.ask(abi.SetStatus(note="at work"))
+        if program.life == 1:
+            assert isinstance(kernel.programs, ScriptedPrograms)
+            kernel.programs.dead.add(os.os_pid)
+            while child.keeper is not None and child.state != "zombie":  # until that is seen  # noqa: ASYNC110 (the fake polls)
+                await asyncio.sleep(0.001)
+            raise RuntimeError("a bug")
+        await kernel.trap(child.pid, abi.ExitAgent(result="done"))
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        process = kernel.processes.find(await spawn(kernel, restart="on-crash"))
+        while process.state != "zombie":  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        (child,) = process.children.values()
+        assert (process.exit_status, child.result) == (0, "done")
+        await healthy(kernel)

@@ -81,7 +81,7 @@ class World:
         self.database = MemoryJournal()
         self.os_pids = itertools.count(100_000)
         self.lives: list[Life] = []
-        self.told: dict[tuple[int, str], Any] = {}
+        self.told: dict[tuple[int, str], tuple[str, Any]] = {}
         self.shown: dict[tuple[int, str], str] = {}
         self.effects: Counter[tuple[int, str]] = Counter()
         self.allowed: Counter[tuple[int, str]] = Counter()
@@ -118,21 +118,21 @@ class World:
 
     # --- what programs say and do -----------------------------------------------------------------
 
-    def hear(self, actor: Actor, path: str, call: abi.Call, outcome: Any, shown: str = "") -> None:
+    def hear(self, actor: Actor, place: str, call: abi.Call, outcome: Any, shown: str = "") -> None:
         """A program was told something; another life of it must be told the same."""
         if actor.life.is_over:
             return
-        where = (actor.pid, path)
-        heard = told(outcome)
+        where = (actor.pid, place)
+        heard = (told(outcome), gist(outcome))
         first = self.told.setdefault(where, heard)
         if first != heard:
-            self.wrong.append(f"{actor.script.name} at {path} heard {first}, and later {heard}")
+            self.wrong.append(f"{actor.script.name} at {place} heard {first}, and later {heard}")
         if not isinstance(outcome, abi.Generation) or actor.number == OUTSIDE_LIFE:
             return
         if self.loop.shuffles:
             return  # the order of callbacks is that of what is shown
         if shown != outcome.message.content:
-            self.wrong.append(f"{actor.script.name} at {path} was shown {shown!r} of {heard}")
+            self.wrong.append(f"{actor.script.name} at {place} was shown {shown!r} of {heard}")
 
     @staticmethod
     def gist(outcome: Any) -> Any:
@@ -276,25 +276,25 @@ class Life:
             wrong += self._spent(process, calls)
 
     def _transcript(self, process: Process, calls: list[CallHistory]) -> dict[str, Any]:
-        """What was asked at each path, and what came of it."""
+        """What was asked at each place, and what came of it."""
         found: dict[str, Any] = {}
         for history in calls:
             asked = msgspec.json.decode(history.start.request)
-            path = asked.get("place")
-            if path is None or asked.get("recall") or not is_told(history):
+            place = asked.get("place")
+            if place is None or asked.get("recall") or not is_told(history):
                 continue
-            if path in found and asked["call"] not in ("tool_register",):
-                self.world.wrong.append(f"{process.program} has two calls at {path}: {history}")
+            if place in found and asked["call"] not in ("tool_register",):
+                self.world.wrong.append(f"{process.program} has two calls at {place}: {history}")
             heard = told(of_record(history))
-            first = self.world.told.get((process.pid, path))
-            if first is not None and first != heard:
+            first = self.world.told.get((process.pid, place))
+            if first is not None and first[0] != heard:
                 self.world.wrong.append(
-                    f"{process.program} heard {first} at {path}, its transcript says {heard}"
+                    f"{process.program} heard {first} at {place}, its transcript says {heard}"
                 )
-            found[path] = (asked["call"], gist(of_record(history)))
-        for pid, path in self.world.told:
-            if pid == process.pid and path not in found:
-                self.world.wrong.append(f"{process.program} at {path}: what was told is lost")
+            found[place] = (asked["call"], gist(of_record(history)))
+        for pid, place in self.world.told:
+            if pid == process.pid and place not in found:
+                self.world.wrong.append(f"{process.program} at {place}: what was told is lost")
         return found
 
     def _effects(self, process: Process, calls: list[CallHistory]) -> Iterator[str]:
@@ -366,6 +366,8 @@ class Operator:
             task=script.name,
             budget=script.budget,
             restart=script.restart,  # type: ignore[arg-type]
+            window=script.window,
+            strategy=script.strategy,  # type: ignore[arg-type]
             os_pid=OUTSIDE if outside else None,
         )
         spawned = await self.ask(call)
@@ -505,6 +507,8 @@ def told(outcome: Any) -> str:
     """All that a program was told."""
     if isinstance(outcome, AiosError):
         outcome = (outcome.code, outcome.message)
+    if isinstance(outcome, abi.StoredFile):  # its content is read again, at its version
+        outcome = msgspec.structs.replace(outcome, text=None)
     if isinstance(outcome, abi.Spawned):
         outcome = outcome.aid  # its key is another one in each life
     return wire.encode(outcome).decode()
@@ -519,6 +523,14 @@ def gist(outcome: Any) -> Any:
             return outcome.content
         case abi.Mail():
             return outcome.body
+        case abi.MemoryRecords():
+            return [record.text for record in outcome.records]
+        case abi.StoredFile():
+            return (outcome.text, outcome.version)
+        case abi.StoredVersion():
+            return outcome.version
+        case abi.Cleared():
+            return outcome.count
         case abi.Exit():
             return (outcome.exit_status, outcome.result)
         case AiosError():
@@ -567,6 +579,7 @@ def run(seed: int, disk: type[Disk] = Disk) -> Outcome:
     finally:
         world.close()
     found = _outcome(world)
+    found.wrong.extend(f"without any crash: {sentence}" for sentence in right.wrong)
     for script in world.scripts.values():
         found.wrong.extend(_compare(world, script, right.transcripts, found.transcripts))
     return found
@@ -577,14 +590,14 @@ def _compare(
 ) -> Iterator[str]:
     loose = {str(place) for place, step in enumerate(script.steps) if step.kind in LOOSE}
     is_whole = not world.killed
-    for path, calls in right.get(script.name, {}).items():
-        if path.rpartition("/")[2] in loose:
+    for place, calls in right.get(script.name, {}).items():
+        if place.rpartition("/")[2] in loose:
             continue
-        here = found.get(script.name, {}).get(path)
+        here = found.get(script.name, {}).get(place)
         if here != calls and (here is not None or is_whole):
-            yield f"{script.name} at {path}: {here}, but without a crash {calls}"
-    for path in found.get(script.name, {}).keys() - right.get(script.name, {}).keys():
-        yield f"{script.name} asked at {path}, which it never does without a crash"
+            yield f"{script.name} at {place}: {here}, but without a crash {calls}"
+    for place in found.get(script.name, {}).keys() - right.get(script.name, {}).keys():
+        yield f"{script.name} asked at {place}, which it never does without a crash"
 
 
 def main() -> int:
@@ -594,8 +607,8 @@ def main() -> int:
         lines = [f"seed {seed}: {found.steps} steps, {len(found.wrong)} wrong", *found.wrong]
         sys.stdout.write("\n    ".join(lines) + "\n")
         for name, calls in found.transcripts.items():
-            for path, (call, outcome) in calls.items():
-                sys.stdout.write(f"    {name:10} {path:20} {call:16} {outcome}\n")
+            for place, (call, outcome) in calls.items():
+                sys.stdout.write(f"    {name:10} {place:20} {call:16} {outcome}\n")
         status |= bool(found.wrong)
     return status
 

@@ -353,8 +353,9 @@ class Processes:
             await self._kernel.trace.durable()
             await self.look_back(child)
         is_over = child.state == "zombie"
-        if parent.os is not None and child.spawned.os_pid is not None and not is_over:
-            self.tie(child, parent.os.os_pid)
+        program = self._program_of(parent)
+        if program and program.os and child.spawned.os_pid is not None and not is_over:
+            self.tie(child, program.os.os_pid)
         return key
 
     async def look_back(self, process: Process, lives_on: bool = False) -> bool:
@@ -603,8 +604,19 @@ class Processes:
                 self.resume(process, "budget")
 
     async def _watch_owner(self, process: Process, os_pid: int) -> None:
+        program = self._program_of(process)
         await self._kernel.programs.gone(os_pid)
-        self.ended(process, -1, "lost: the Python that ran it has ended")
+        if program is None or program.state == "zombie":
+            self.ended(process, -1, "lost: the Python that ran it has ended")
+        else:  # it ends with that program, or is asked for again by its next life
+            process.keeper = None
+
+    def _program_of(self, process: Process) -> Process | None:
+        """Itself or the nearest above it that is a program of ours: its Python runs the others."""
+        above: Process | None = process
+        while above is not None and not above.argv:
+            above = above.parent
+        return above
 
     async def kill(self, process: Process, reason: str) -> None:
         """End a process and its descendants, children first; returns when their programs are gone.
