@@ -273,6 +273,20 @@ async def test_only_what_is_in_view_is_found(store: Store) -> None:
         await store.memory.find(HERS, his)
 
 
+async def test_what_is_shared_singly_is_shared_as_it_is_now(store: Store) -> None:
+    old = await store.write("the old plan", owner="user:bob", tags=("x",))
+    new = await store.update(old, owner="user:bob", text="the new plan")
+    view = MemoryView((ANN,), (("user:bob", old),))
+    assert await store.found("plan", view) == [new]
+    assert await store.found("plan", view, tags=("y",)) == []
+    for id in (old, new):
+        assert (await store.memory.find(view, id))[0].text == "the new plan"
+    await store.do(store.memory.clear(["user:bob"], new))
+    assert await store.found("plan", view) == []
+    with pytest.raises(NotFound):
+        await store.memory.find(view, old)
+
+
 async def test_what_means_the_same_is_found(meaning: Store) -> None:
     await meaning.write("The automobile is in the garage.")
     await meaning.write("The boat lies in the harbour.")

@@ -14,7 +14,7 @@ from aios.abi import wire
 from aios.abi.calls import MemoryRecord
 from aios.drivers.memory.words import marks
 from aios.errors import InvalidCall
-from aios.ports import MemoryFilter, MemoryRow
+from aios.ports import MemoryFilter, MemoryRow, MemoryView
 
 TAGS = 32  # of a record, at most
 TAG_LENGTH = 100  # in characters, of a tag; a source may have ten times as many
@@ -61,6 +61,28 @@ def by_id(connection: Any, owners: Sequence[str], id: int) -> MemoryRow | None:
     """Of several with this id (a fork's copies) that of the first owner."""
     found = {one.owner: one for one in rows(connection, BY_ID, owners=json.dumps(owners), id=id)}
     return next((found[owner] for owner in owners if owner in found), None)
+
+
+def current(connection: Any, owners: Sequence[str], id: int) -> MemoryRow | None:
+    """The same, or what corrected it."""
+    record = by_id(connection, owners, id)
+    while record is not None and record.superseded_by is not None:
+        record = by_id(connection, [record.owner], record.superseded_by)
+    return record
+
+
+def shared(connection: Any, view: MemoryView) -> dict[str, MemoryRow]:
+    """The single records in view as they are now, by the ids that they are shared under."""
+    found = ((id, current(connection, [owner], number_of(id))) for owner, id in view.records)
+    return {id: record for id, record in found if record is not None}
+
+
+def visible(connection: Any, view: MemoryView, id: str) -> MemoryRow | None:
+    """A record in view, or what corrected it."""
+    if record := current(connection, view.owners, number_of(id)):
+        return record
+    single = shared(connection, view)
+    return single.get(id) or next((one for one in single.values() if name(one.id) == id), None)
 
 
 def newest(connection: Any, owner: str, which: MemoryFilter, limit: int) -> list[MemoryRow]:

@@ -26,9 +26,8 @@ WHERE owner IN (SELECT value FROM json_each(:owners)) AND valid_to IS NULL
   AND NOT EXISTS (SELECT value FROM json_each(:tags)
                   EXCEPT SELECT value FROM json_each(memories.tags))
 """
-SINGLE = """
-SELECT number FROM memories WHERE valid_to IS NULL
-    AND (owner, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:records))
+AMONG = """
+SELECT number FROM memories WHERE number IN (SELECT value FROM json_each(:numbers))
   AND (:source IS NULL OR source = :source)
   AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
   AND NOT EXISTS (SELECT value FROM json_each(:tags)
@@ -120,10 +119,10 @@ def _cosines(connection: Any, meaning: Meaning, numbers: Sequence[int]) -> dict[
 
 def _singles(connection: Any, view: MemoryView, which: MemoryFilter) -> list[int]:
     """The numbers of single records in view."""
-    if not view.records:
+    numbers = [record.number for record in rows.shared(connection, view).values()]
+    if not numbers:
         return []
-    records = json.dumps([(owner, rows.number_of(id)) for owner, id in view.records])
-    return sorted(_numbers(connection, SINGLE, which, records=records))
+    return sorted(_numbers(connection, AMONG, which, numbers=json.dumps(numbers)))
 
 
 def _numbers(connection: Any, sql: str, which: MemoryFilter, **values: str) -> set[int]:

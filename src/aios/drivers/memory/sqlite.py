@@ -267,20 +267,17 @@ class SqliteMemory:
     # --- questions --------------------------------------------------------------------------------
 
     async def find(self, view: MemoryView, id: str, history: bool = False) -> list[MemoryRecord]:
-        wanted = rows.number_of(id)
-        owners = [*view.owners, *(owner for owner, one in view.records if one == id)]
+        rows.number_of(id)  # refused before anything is read
 
         def run(connection: Any) -> list[MemoryRow]:
-            record = rows.by_id(connection, owners, wanted)
-            while record is not None and record.superseded_by is not None:
-                record = rows.by_id(connection, [record.owner], record.superseded_by)
+            record = rows.visible(connection, view, id)
             if record is None:
                 return []
             return [record, *rows.corrected_by(connection, record)] if history else [record]
 
         found = await self._read(run)
         if not found:
-            raise _no_record(wanted)
+            raise _no_record(id)
         return [rows.public(record) for record in found]
 
     async def newest(self, owner: str, which: MemoryFilter, limit: int) -> list[MemoryRecord]:
@@ -390,7 +387,7 @@ class SqliteMemory:
     async def _one(self, owners: Sequence[str], id: int) -> MemoryRow:
         record = await self._settled(lambda connection: rows.by_id(connection, owners, id))
         if record is None:
-            raise _no_record(id)
+            raise _no_record(rows.name(id))
         return record
 
 
@@ -398,9 +395,9 @@ def _good_again(row: MemoryRow) -> MemoryRow:
     return msgspec.structs.replace(row, valid_to=None, superseded_by=None, died=None)
 
 
-def _no_record(id: int) -> NotFound:
+def _no_record(id: str) -> NotFound:
     return NotFound(
-        f"there is no record {rows.name(id)} that you may see; mem_read without an id shows yours."
+        f"there is no record {id} that you may see; mem_read without an id shows yours."
     )
 
 

@@ -1,11 +1,12 @@
 """Calls on memory: whose records a process may change, and whose it may look at.
 
 A process changes its own records, its program's and its user's. It looks at those and at what was
-shared with it: a grant to mem_read ``memory:OWNER`` or ``memory:OWNER/ID``.
+shared with it: a grant to mem_read ``memory:OWNER`` or ``memory:ID@OWNER``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SCOPES: tuple[abi.Scope, ...] = ("process", "program", "user")
 SHARED = "memory:"
+SINGLE = re.compile(r"memory:(?P<id>m\d+)@(?P<owner>.+)", re.DOTALL)  # no owner begins like an id
 
 
 def owner_of(process: Process, scope: abi.Scope) -> str:
@@ -41,12 +43,10 @@ def view_of(kernel: Kernel, process: Process, scopes: Iterable[abi.Scope] = SCOP
     """What a process may look at: its scopes, and what is shared with it."""
     owners, records = dict.fromkeys(owners_of(process, scopes)), []
     for resource in kernel.grants.resources(f"pid:{process.pid}", "mem_read", kernel.clock.now()):
-        if resource.startswith(SHARED):
-            owner, slash, id = resource.removeprefix(SHARED).rpartition("/m")
-            if slash and id.isdecimal():
-                records.append((owner, f"m{id}"))
-            else:
-                owners[resource.removeprefix(SHARED)] = None
+        if single := SINGLE.fullmatch(resource):
+            records.append((single["owner"], single["id"]))
+        elif resource.startswith(SHARED):
+            owners[resource.removeprefix(SHARED)] = None
     return MemoryView(tuple(owners), tuple(records))
 
 
@@ -130,7 +130,7 @@ async def sys_mem_share(
     resource = f"{SHARED}{owner_of(target, request.scope)}"
     if request.id is not None:
         found = await kernel.memory.find(MemoryView(owners_of(target)), request.id)
-        resource = f"{SHARED}{found[0].owner}/{request.id}"
+        resource = f"{SHARED}{request.id}@{found[0].owner}"
     row = GrantRow(f"pid:{receiver.pid}", "mem_read", resource, request.until)
     before = kernel.grants.remove(row.holder, row.action, row.resource)
     if not request.revoke:

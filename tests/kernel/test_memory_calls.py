@@ -127,6 +127,14 @@ async def test_a_share_outlives_the_kernel_and_ends_with_its_holder() -> None:
         assert kernel.grants.resources(f"pid:{two}", "mem_read", 0.0) == []
 
 
+async def test_a_program_may_be_named_like_a_record() -> None:
+    async with machine() as kernel:
+        one, two = await child(kernel, "m12@x/m12"), await child(kernel)
+        id = await write(kernel, one, "of the program", scope="program")
+        await kernel.trap(one, abi.MemShare(to=two, scope="program"))
+        assert await found(kernel, two, "program") == [id]
+
+
 async def test_nothing_is_shared_with_others_users_or_with_oneself() -> None:
     async with machine() as kernel:
         one = await child(kernel)
