@@ -483,7 +483,9 @@ async def test_history_and_differences(trap: Trap) -> None:
         "-two",
         "+2",
     ]
-    assert "/b differs: 0 bytes in version 1, 2 in 2" in (await trap(StoDiff(since=1, until=2))).text
+    assert (
+        "/b differs: 0 bytes in version 1, 2 in 2" in (await trap(StoDiff(since=1, until=2))).text
+    )
     with pytest.raises(InvalidCall, match="since 3 is after until 2"):
         await trap(StoDiff(since=3, until=2))
     with pytest.raises(NotFound, match="there has never been a /c"):

@@ -13,13 +13,15 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 from msgspec import Struct
 
 from aios.errors import AiosError, Conflict, InvalidCall, NotFound, PermissionDenied, StoreFailed
+
+Opening = Callable[[int, str, int], int]  # directory, path below it, flags -> descriptor
 
 OPENAT2 = 437  # the same number on every Linux
 BENEATH, NO_SYMLINKS, NO_MAGICLINKS = 0x08, 0x04, 0x02
@@ -41,9 +43,10 @@ class _How(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
-def _openat2(folder: int, path: str, flags: int) -> int:
+def openat2(folder: int, path: str, flags: int) -> int:
+    """A descriptor of what is at *path* below *folder*; OSError if a link is on the way."""
     libc = ctypes.CDLL(None, use_errno=True)
-    how = _How(flags, 0, BENEATH | NO_SYMLINKS | NO_MAGICLINKS)
+    how = _How(flags | SAFE, 0, BENEATH | NO_SYMLINKS | NO_MAGICLINKS)
     name = ctypes.c_char_p(os.fsencode(path))
     for _ in range(AGAIN):
         found = libc.syscall(OPENAT2, folder, name, ctypes.byref(how), ctypes.sizeof(how))
@@ -61,7 +64,7 @@ def has_openat2() -> bool:
         return False
     root = os.open("/", DIRECTORY)
     try:
-        os.close(_openat2(root, ".", DIRECTORY))
+        os.close(openat2(root, ".", DIRECTORY))
     except OSError:  # an older kernel, or a sandbox that does not know it
         return False
     finally:
@@ -69,7 +72,7 @@ def has_openat2() -> bool:
     return True
 
 
-def _walk(folder: int, path: str, flags: int) -> int:
+def walk(folder: int, path: str, flags: int) -> int:
     """The same by hand: each directory is opened in the one before it, without following links."""
     *parts, last = path.split("/")
     here = os.dup(folder)
@@ -78,30 +81,24 @@ def _walk(folder: int, path: str, flags: int) -> int:
             there = os.open(part, DIRECTORY, dir_fd=here)
             os.close(here)
             here = there
-        return os.open(last, flags, dir_fd=here)
+        return os.open(last, flags | SAFE, dir_fd=here)
     finally:
         os.close(here)
-
-
-def open_beneath(folder: int, path: str, flags: int) -> int:
-    """A descriptor of what is at *path* below *folder*; OSError if a link is on the way."""
-    path = path or "."
-    if has_openat2():
-        return _openat2(folder, path, flags | SAFE)
-    return _walk(folder, path, flags | SAFE)
 
 
 class Host:
     """A mounted directory; paths are those below it, ``""`` itself."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, opening: Opening | None = None) -> None:
         self.path = path
+        self._open = opening or (openat2 if has_openat2() else walk)
 
     def __repr__(self) -> str:
         return f"<host directory {self.path}>"
 
     def look(self, path: str) -> HostFile | None:
         """What is there; None for nothing, and for what is neither file nor directory."""
+        self._check(path)
         try:
             with self._directory(os.path.dirname(path)) as folder:
                 found = os.stat(os.path.basename(path) or ".", dir_fd=folder, follow_symlinks=False)
@@ -113,10 +110,11 @@ class Host:
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> tuple[HostFile, bytes]:
         """A file, and its bytes from *start* to *end*."""
+        self._check(path)
         try:
             with self._root() as root:
                 # not to wait at a pipe that somebody put there
-                file = open_beneath(root, path, os.O_RDONLY | os.O_NONBLOCK)
+                file = self._open(root, path or ".", os.O_RDONLY | os.O_NONBLOCK)
             with os.fdopen(file, "rb") as opened:
                 found = _found(os.fstat(file))
                 if found is None or found.is_directory:
@@ -129,6 +127,7 @@ class Host:
 
     def names(self, path: str) -> list[tuple[str, HostFile]]:
         """What is in a directory; links, pipes and devices are left out."""
+        self._check(path)
         try:
             with self._directory(path) as folder:
                 found = [
@@ -151,6 +150,7 @@ class Host:
 
     def write(self, path: str, data: bytes) -> HostFile:
         """Put a file there, whole or not at all; directories on the way are made."""
+        self._check(path)
         try:
             with self._made(os.path.dirname(path)) as folder:
                 name = os.path.basename(path)
@@ -178,6 +178,8 @@ class Host:
         return written
 
     def delete(self, path: str) -> None:
+        """Remove a file."""
+        self._check(path)
         try:
             with self._directory(os.path.dirname(path)) as folder:
                 name = os.path.basename(path)
@@ -189,6 +191,8 @@ class Host:
 
     def move(self, path: str, to: str) -> None:
         """Rename a file; what is at *to* is replaced."""
+        self._check(path)
+        self._check(to)
         try:
             with (
                 self._directory(os.path.dirname(path)) as source,
@@ -207,11 +211,15 @@ class Host:
         except OSError as error:
             raise self._sentence(path, error) from error
 
+    def _check(self, path: str) -> None:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise PermissionDenied(f"{self._shown(path)} leads out of {self.path}.")
+
     @contextmanager
     def _root(self) -> Iterator[int]:
         top = os.open("/", DIRECTORY)
         try:
-            root = open_beneath(top, self.path.lstrip("/"), DIRECTORY)
+            root = self._open(top, self.path.lstrip("/") or ".", DIRECTORY)
         finally:
             os.close(top)
         try:
@@ -222,7 +230,7 @@ class Host:
     @contextmanager
     def _directory(self, path: str) -> Iterator[int]:
         with self._root() as root:
-            folder = open_beneath(root, path, DIRECTORY)
+            folder = self._open(root, path or ".", DIRECTORY)
         try:
             yield folder
         finally:

@@ -78,9 +78,15 @@ def _passages(lines: Iterable[Line], *, by_line: bool) -> Iterator[Line]:
 
 
 def _short(lines: Iterable[Line]) -> Iterator[Line]:
+    """Lines, the long ones cut between words where there are any."""
     for number, text in lines:
-        for start in range(0, max(1, len(text)), MOST):
-            yield number, text[start : start + MOST]
+        start = 0
+        while len(text) - start > MOST:
+            end = text.rfind(" ", start + MOST // 2, start + MOST)
+            end = start + MOST if end < 0 else end + 1
+            yield number, text[start:end]
+            start = end
+        yield number, text[start:]
 
 
 class _Page(HTMLParser):

@@ -146,7 +146,10 @@ def restore(plan: Plan, wanted: dict[str, Entry | None]) -> None:
             and head.content == then.content  # both None: deleted
             and head.uncovered == then.uncovered
         )
-        if is_same or (then is None and (head is None or head.uncovered or not head.is_there)):
+        was_never = head is None or head.uncovered
+        if head is not None and not head.is_there and view.mount_of(path) is None:
+            was_never = True  # deleted, and nothing shows through
+        if is_same or (then is None and was_never):
             continue
         if then is None or then.content is None:
             plan.drop(path, uncovered=then is None or then.uncovered)

@@ -98,6 +98,9 @@ class Plan:
     def make_staged(self, staged: Staged) -> None:
         """A change that waited. What somebody else wrote meanwhile is a Conflict."""
         path, expect = staged.path, staged.expect
+        head = self.view.head(staged.to or path)
+        if head is not None and head.writer == self._author.pid:
+            expect = ANY  # who changed it since is the one who staged this
         match staged.kind:
             case "write":
                 self.check(path, expect)
