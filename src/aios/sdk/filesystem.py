@@ -51,6 +51,7 @@ class Lines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._links: dict[tuple[Address, str | None], Link] = {}
         self._os_pid = 0
 
@@ -59,9 +60,10 @@ class Lines:
             if self._loop is None or self._os_pid != os.getpid():  # a fork has no threads
                 self._os_pid, self._links = os.getpid(), {}
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(
+                self._thread = threading.Thread(
                     target=self._loop.run_forever, name="aios-files", daemon=True
-                ).start()
+                )
+                self._thread.start()
             loop = self._loop
             link = self._links.get((to, session))
             if link is None:
@@ -72,12 +74,15 @@ class Lines:
     def close(self) -> None:
         """Hang up; the next call makes it all anew."""
         with self._lock:
-            loop, links = self._loop, list(self._links.values())
-            self._loop, self._links = None, {}
-        if loop is not None and self._os_pid == os.getpid():
-            for link in links:
-                wait_for(link.close(), loop)
-            loop.call_soon_threadsafe(loop.stop)
+            loop, thread, links = self._loop, self._thread, list(self._links.values())
+            self._loop, self._thread, self._links = None, None, {}
+        if loop is None or thread is None or self._os_pid != os.getpid():
+            return
+        for link in links:
+            wait_for(link.close(), loop)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 lines = Lines()
@@ -328,6 +333,7 @@ class AiosFile(AbstractBufferedFile):  # type: ignore[misc]
         self.volume, self.inner = split(path)
         self._expect = expect
         self._parts = 0
+        self._is_discarded = False
         super().__init__(fs, path, mode, block_size, **options)
         if mode == "ab":
             with suppress(FileNotFoundError):
@@ -342,6 +348,8 @@ class AiosFile(AbstractBufferedFile):  # type: ignore[misc]
         self._parts = 0
 
     def _upload_chunk(self, final: bool = False) -> bool:
+        if self._is_discarded:
+            return True
         data = self.buffer.getvalue()
         whole = final and self.autocommit and not self._parts and len(data) <= PART
         pieces = [data[start : start + PART] for start in range(0, len(data), PART)]
@@ -362,6 +370,8 @@ class AiosFile(AbstractBufferedFile):  # type: ignore[misc]
         self.fs.finish(self.volume, [self.inner])
 
     def discard(self) -> None:
+        """Give up what was written; to be closed then as any file."""
+        self._is_discarded = True
         self.fs.finish(self.volume, [self.inner], discard=True)
 
 
