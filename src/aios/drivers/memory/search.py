@@ -33,12 +33,6 @@ SELECT number FROM memories WHERE number IN (SELECT value FROM json_each(:number
   AND NOT EXISTS (SELECT value FROM json_each(:tags)
                   EXCEPT SELECT value FROM json_each(memories.tags))
 """
-WITHOUT_VECTOR = """
-SELECT count(*) FROM memories WHERE valid_to IS NULL
-    AND owner IN (SELECT value FROM json_each(:owners))
-    AND number NOT IN (SELECT number FROM vectors WHERE model = :model
-                       AND owner IN (SELECT value FROM json_each(:owners)))
-"""
 
 
 class Meaning(Struct, frozen=True):
@@ -47,14 +41,6 @@ class Meaning(Struct, frozen=True):
     model: str
     vector: bytes
     matrices: Matrices
-    count_missing: bool
-
-
-class Found(Struct, frozen=True):
-    """without is how many of the records in view have no vector yet (0: not asked)."""
-
-    hits: tuple[MemoryHit, ...]
-    without: int = 0
 
 
 def search(
@@ -64,7 +50,7 @@ def search(
     meaning: Meaning | None,
     which: MemoryFilter,
     limit: int,
-) -> Found:
+) -> tuple[MemoryHit, ...]:
     pool = max(POOL, 2 * limit)
     near: dict[int, float] = {}
     if meaning is not None:
@@ -74,19 +60,15 @@ def search(
     by_words = words.ask(connection, asked, which, pool, owners=view.owners)
     if singles := _singles(connection, view, which):
         by_words |= words.ask(connection, asked, which, pool, numbers=singles)
-    without = 0
     if meaning is not None:
         near |= _cosines(connection, meaning, [*by_words.keys() - near.keys(), *singles])
-        if meaning.count_missing:
-            values = {"owners": json.dumps(view.owners), "model": meaning.model}
-            without = connection.execute(WITHOUT_VECTOR, values).get
     scores = fuse(by_words, near, meant=meaning is not None)
     best = list(scores)[:limit]
     found = {
         one.number: one for one in rows.rows(connection, rows.BY_NUMBER, numbers=json.dumps(best))
     }
     why = _matched(connection, asked, [number for number in best if number in by_words])
-    hits = tuple(
+    return tuple(
         MemoryHit(
             record=rows.public(found[number]),
             score=round(scores[number].score, 4),
@@ -96,7 +78,6 @@ def search(
         )
         for number in best
     )
-    return Found(hits, without)
 
 
 def _near(

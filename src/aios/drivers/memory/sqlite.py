@@ -299,17 +299,10 @@ class SqliteMemory:
                 "read: ask for less at once."
             )
         meaning, note = await self._meaning(query)
-        found = await self._read(
+        hits = await self._read(
             lambda connection: search(connection, view, query, meaning, which, limit)
         )
-        if found.without:
-            note = (
-                f"{found.without:,} of the records have no vector yet and were looked for by words "
-                "only; vectors are being made."
-            )
-            if self._vectors is not None and self._vectors.trouble:
-                note = f"{note[:-1]}, but: {self._vectors.trouble}"
-        return MemoryHits(found.hits, note)
+        return MemoryHits(hits, note)
 
     async def _meaning(self, query: str) -> tuple[Meaning | None, str]:
         """What is meant, or why only words are looked for."""
@@ -322,14 +315,12 @@ class SqliteMemory:
 
             self._matrices = Matrices(self._settings.cache_mb << 20)
         model = embedder.model
-        if not self._vectors.are_of(model):
-            self._vectors.wake()
+        self._vectors.look_again()
         try:
             made = await embedder.embed([query[:QUERY]])
         except AiosError as error:
             return None, f"found by words only: {error.message}"
-        behind = self._vectors.behind
-        return Meaning(model, made.vectors[0], self._matrices, behind), ""
+        return Meaning(model, made.vectors[0], self._matrices), self._vectors.note
 
     async def embed(self, texts: Sequence[str]) -> Embedding:
         embedder = self._embedder

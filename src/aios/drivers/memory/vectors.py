@@ -33,6 +33,12 @@ ORDER BY record.number LIMIT {BATCH}
 """
 
 
+COUNT = """
+SELECT count(*) FROM memories AS record WHERE record.number > :after AND record.valid_to IS NULL
+  AND NOT EXISTS (SELECT 1 FROM vectors WHERE number = record.number AND model = :model)
+"""
+
+
 class Pending(Struct, frozen=True):
     number: int
     text: str
@@ -53,7 +59,7 @@ def unit(record: Pending) -> str:
 
 
 class Vectors:
-    """The background task. ``behind`` until there is nothing left to do; trouble says why not."""
+    """The background task. It is ``behind`` until there is nothing left to do."""
 
     def __init__(
         self,
@@ -67,8 +73,18 @@ class Vectors:
         self._model: str | None = None  # whose vectors it has been making
         self._after = 0  # up to this number all have one
         self._times = 0  # that this was said to be so no more
+        self._left = 0  # to be made, as far as they were counted
+        self._trouble = ""  # why it does not go on
         self.behind = True
-        self.trouble = ""
+
+    @property
+    def note(self) -> str:
+        """What a search has to say about vectors: nothing, once all are made."""
+        if not self.behind:
+            return ""
+        which = f"{self._left:,} records" if self._left else "some records"
+        why = f": {self._trouble}" if self._trouble else "."
+        return f"{which} have no vector yet and are found by words only{why}"
 
     def start(self) -> None:
         if self._task is None:
@@ -82,9 +98,10 @@ class Vectors:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
 
-    def are_of(self, model: str) -> bool:
-        """Whether it is this model's vectors that have been made."""
-        return model == self._model
+    def look_again(self) -> None:
+        """Wake up if the embedder is another one now, or if there was trouble."""
+        if self._embedder.model != self._model or self._trouble:
+            self.wake()
 
     def wake(self, *, again: bool = False) -> None:
         """Something was written; *again*: records that had a vector may have none now."""
@@ -102,11 +119,9 @@ class Vectors:
             try:
                 while await self._batch():
                     pass
-                self.trouble = ""
-            except (
-                AiosError
-            ) as error:  # a full disk, a broken embedder: tried again at the next news
-                self.trouble = error.message
+                self._trouble = ""
+            except AiosError as error:  # a full disk, a broken embedder: tried at the next news
+                self._trouble = error.message
 
     async def _batch(self) -> bool:
         """Make some; whether there may be more."""
@@ -116,11 +131,14 @@ class Vectors:
         if model != self._model:
             self._model, self._after = model, 0
         after, times = self._after, self._times
-        rows = await self._load(
-            lambda connection: connection.execute(
-                PENDING, {"after": after, "model": model}
-            ).fetchall()
+        where = {"after": after, "model": model}
+        left, rows = await self._load(
+            lambda connection: (
+                self._left or connection.execute(COUNT, where).get,
+                connection.execute(PENDING, where).fetchall(),
+            )
         )
+        self._left = left
         if not rows:
             if self._news is not None and not self._news.is_set():
                 self.behind = False
@@ -133,6 +151,7 @@ class Vectors:
                 for one, vector in zip(pending, made.vectors, strict=True)
             ]
         )
+        self._left = max(0, left - len(rows))
         if self._times == times:
             self._after = pending[-1].number
         return True
