@@ -252,25 +252,20 @@ async def measured(search: Search, asked: Sequence[tuple[int, str]]) -> tuple[fl
 
 
 @asynccontextmanager
-async def stores(
-    folder: Path, embedder: MiniLM
-) -> AsyncIterator[tuple[SqliteJournal, dict[str, Search], SqliteMemory]]:
-    journal = SqliteJournal(folder / "journal.db")
+async def ways(journal: SqliteJournal, embedder: MiniLM) -> AsyncIterator[dict[str, Search]]:
+    """All four; every record has its vector by now."""
     without = SqliteMemory(journal.read, journal.append, None, ROOM)
-    # not started: the vectors are made here, by both threads
     both = SqliteMemory(journal.read, journal.append, embedder, ROOM)
-    assert both._vectors is not None
-    both._vectors.behind = False
-    ways = {
+    await both.start()
+    while (await both.search(VIEW, "anything", MemoryFilter(), FIRST)).note:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)  # it is looking whether any record has none
+    yield {
         "plain": plain(journal),
         "words": by_memory(without),
         "vectors": vectors_only(journal, embedder),
         "hybrid": by_memory(both),
     }
-    try:
-        yield journal, ways, without
-    finally:
-        await journal.close()
+    await both.close()
 
 
 async def rivals(search: Search, asked: Sequence[tuple[int, str]], above: int) -> set[int]:
@@ -279,45 +274,47 @@ async def rivals(search: Search, asked: Sequence[tuple[int, str]], above: int) -
 
 
 async def compare(folder: Path, full: bool) -> dict[str, Any]:
-    embedder = MiniLM(EmbedderStore(Paths.find().embedder).find)
-    EmbedderStore(Paths.find().embedder).install()
-    model = embedder.model
-    assert model is not None
+    store = EmbedderStore(Paths.find().embedder)
+    model = store.install().model
+    embedder = MiniLM(store.find)
+    journal = SqliteJournal(folder / "journal.db")
+    memory = SqliteMemory(journal.read, journal.append, None, ROOM)
     texts, others = corpus()
-    step = max(1, len(texts) // QUERIES)
-    asked = [(n + 1, texts[n].query) for n in range(0, len(texts), step)][:QUERIES]
-    figures: dict[str, Any] = {"records": [len(texts), len(texts) + len(others)]}
+    above = len(texts)
+    asked = [(n + 1, texts[n].query) for n in range(0, above, max(1, above // QUERIES))][:QUERIES]
+    figures: dict[str, Any] = {"records": [above, above + len(others)], "queries": len(asked)}
     recall: dict[int, dict[str, float]] = {}
     rate: dict[int, dict[str, int]] = {}
 
-    async def measure_all(size: int) -> None:
-        found = {name: await measured(search, asked) for name, search in ways.items()}
+    async def measure(size: int) -> None:
+        async with ways(journal, embedder) as searches:
+            found = {name: await measured(search, asked) for name, search in searches.items()}
         recall[size] = {name: round(one[0], 4) for name, one in found.items()}
         rate[size] = {name: round(one[1]) for name, one in found.items()}
 
-    async with stores(folder, embedder) as (journal, ways, memory):
-        await write(memory, journal, texts)
-        began = time.perf_counter()
-        await keep(journal, model, range(1, len(texts) + 1), await embedded(embedder, units(texts)))
-        figures["embedded_per_s"] = round(len(texts) / (time.perf_counter() - began), 1)
-        await measure_all(len(texts))
-        await write(memory, journal, others)
-        above = len(texts)
-        everything = range(above + 1, above + len(others) + 1)
-        real = set(everything)
-        if not full:
-            sample = random.Random(1).sample(everything, min(SAMPLE, len(others)))
-            real = set(sample) | await rivals(ways["words"], asked, above)
-        numbers = sorted(real)
-        every = units(others)
-        made = await embedded(embedder, [every[number - above - 1] for number in numbers])
-        await keep(journal, model, numbers, made)
-        mixed = [number for number in everything if number not in real]
-        await keep(journal, model, mixed, mixtures(made, len(mixed)))
-        await measure_all(above + len(others))
-        figures["embedded"] = {"of_text": above + len(numbers), "mixtures": len(mixed)}
+    await write(memory, journal, texts)
+    began = time.perf_counter()
+    made = await embedded(embedder, units(texts))
+    figures["embedded_per_s"] = round(above / (time.perf_counter() - began), 1)
+    await keep(journal, model, range(1, above + 1), made)
+    await measure(above)
+
+    await write(memory, journal, others)
+    all_others = range(above + 1, above + len(others) + 1)
+    real = set(all_others)
+    if not full:
+        sample = random.Random(1).sample(all_others, min(SAMPLE, len(others)))
+        real = set(sample) | await rivals(by_memory(memory), asked, above)
+    numbers, every = sorted(real), units(others)
+    made = await embedded(embedder, [every[number - above - 1] for number in numbers])
+    await keep(journal, model, numbers, made)
+    mixed = [number for number in all_others if number not in real]
+    await keep(journal, model, mixed, mixtures(made, len(mixed)))
+    figures["embedded"] = {"of_text": above + len(numbers), "mixtures": len(mixed)}
+    await measure(above + len(others))
+    await journal.close()
     await embedder.close()
-    return {**figures, "queries": len(asked), "recall_at_10": recall, "queries_per_s": rate}
+    return {**figures, "recall_at_10": recall, "queries_per_s": rate}
 
 
 def run(*options: str) -> dict[str, Any]:
