@@ -63,6 +63,7 @@ class World:
         self.core = ScriptedCore(script, gated=gated)
         self.gated = gated
         self.lives: list[int] = []
+        self.programs: Callable[[Any], ScriptedPrograms] = ScriptedPrograms
 
     @asynccontextmanager
     async def kernel(self) -> AsyncIterator[TestKernel]:
@@ -74,7 +75,7 @@ class World:
             await self.life(Program(running[0], pid, env))
             return 0
 
-        programs = ScriptedPrograms({"program": program})
+        programs = self.programs({"program": program})
         clock = FakeClock()
         async with machine(
             core=self.core,
@@ -84,6 +85,7 @@ class World:
             config=self.config,
         ) as kernel:
             running.append(kernel)
+            self.running = kernel
             await settle()
             yield kernel
             self.journal = self.journal.copy()  # what is on disk when it is killed

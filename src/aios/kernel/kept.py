@@ -21,7 +21,7 @@ UNCOMPARED = ("timeout_s", "place", "recall", "os_pid")
 # what is not written down as it is; all others are
 KEPT: dict[type[Call | Reply], Callable[[Any], Call | Reply]] = {
     abi.SpawnAgent: lambda call: msgspec.structs.replace(call, env={}),
-    abi.Spawned: lambda reply: msgspec.structs.replace(reply, key=""),
+    abi.Spawned: lambda reply: msgspec.structs.replace(reply, key=None),
     abi.NewKey: lambda reply: msgspec.structs.replace(reply, key=""),
     abi.EncryptData: lambda call: msgspec.structs.replace(call, data=b""),
     abi.Opened: lambda reply: msgspec.structs.replace(reply, data=b""),

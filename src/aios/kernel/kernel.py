@@ -164,6 +164,8 @@ class Kernel:
             if told is None:
                 raise _over(pid)
             return told
+        if self.processes.is_between_lives(caller):
+            raise Killed(f"the program of process {pid} is started again; this life of it is over.")
         if caller.heard is not None:
             caller.heard.set()
             caller.heard = None

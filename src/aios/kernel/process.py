@@ -131,6 +131,7 @@ class Process:
         "invocations",
         "keeper",
         "key_id",
+        "launching",
         "lives",
         "looking",
         "mail_number",
@@ -157,6 +158,7 @@ class Process:
         "spawned",
         "started",
         "state",
+        "survivor",
         "taken_tools",
         "task",
         "tool_waiters",
@@ -190,12 +192,14 @@ class Process:
         self.keeper: asyncio.Task[None] | None = None  # waits for its end, then to forget it
         self.wanted = 1  # tokens that it needs to go on, when it is at the cap
         self.os: Started | None = None
+        self.survivor: Started | None = None  # of a dead kernel, to be ended before a next life
         self.restarts = 0
         self.lives = 1  # how often its program was started
         self.by = ""  # the call that made it
         self.heard: asyncio.Event | None = None  # for those who wait for its next call
         self.looking: asyncio.Task[None] | None = None  # back at what it asked before a crash
         self.awaits_launch = False  # its program is to be started again
+        self.launching = asyncio.Lock()  # by one at a time
         self.replay: Replay | None = None  # what its earlier lives asked
         self.pending: dict[str, str] = {}  # begun by an earlier life and not ended: id -> name
         self.unknown: dict[str, Unknown] = {}  # of these, what has to be settled
@@ -281,10 +285,23 @@ class Process:
         return usage
 
     def put_mail(self, number: int, mail: Mail, size: int) -> None:
-        """Put a message into its mailbox, in the order of the numbers."""
-        self.mailbox.append((number, mail))
+        """Put a message into its mailbox, in the order of the numbers; wake who waits for one."""
+        if number > self.mail_number:
+            self.mailbox.append((number, mail))
+        else:  # put back
+            self.mailbox.insert(sum(other < number for other, _ in self.mailbox), (number, mail))
         self.mail_size += size
         self.mail_number = max(self.mail_number, number)
+        for waiter in self.received:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def unsend(self, number: int, mail: Mail, size: int) -> None:
+        """It could not be kept: nobody was sent it, and it may be sent again."""
+        self.seen_mail.pop((mail.sender, mail.id), None)
+        if (number, mail) in self.mailbox:
+            self.mailbox.remove((number, mail))
+            self.mail_size -= size
 
     def subtree(self) -> Iterator[Process]:
         """It and its descendants, children first."""

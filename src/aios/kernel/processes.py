@@ -42,6 +42,7 @@ from aios.ports import (
     ProcessRow,
     Rewind,
     SpentRow,
+    Started,
 )
 
 if TYPE_CHECKING:
@@ -96,13 +97,13 @@ class Processes:
             raise access.no_process(pid)
         return process
 
-    def create(
-        self, user: str, parent: Process | None, spawned: SpawnAgent, by: str = ""
-    ) -> Process:
-        """A NEW process with its grant; QueueFull or InvalidCall where a limit says no.
+    def next_pid(self) -> int:
+        """A number for a process, which no other has had."""
+        self._last_pid += 1
+        return self._last_pid
 
-        by is the call that makes it: after a crash it tells that the call had its effect.
-        """
+    def check_room(self, user: str, parent: Process | None) -> None:
+        """QueueFull where a limit says that there can be no other process."""
         limits = self._kernel.config.kernel
         if parent is not None and parent.parent is not None:  # a login may have any number
             living = sum(1 for child in parent.children.values() if child.state != "zombie")
@@ -120,8 +121,22 @@ class Processes:
                 raise QueueFull(
                     f"user {user} has {living} processes, which is the limit; end some."
                 )
-        self._last_pid += 1
-        process = Process(self._last_pid, user, parent, spawned, self._kernel.clock.now())
+
+    def create(
+        self,
+        user: str,
+        parent: Process | None,
+        spawned: SpawnAgent,
+        by: str = "",
+        pid: int | None = None,
+    ) -> Process:
+        """A NEW process with its grant; QueueFull or InvalidCall where a limit says no.
+
+        by is the call that makes it: after a crash it tells that the call had its effect.
+        """
+        self.check_room(user, parent)
+        number = self.next_pid() if pid is None else pid
+        process = Process(number, user, parent, spawned, self._kernel.clock.now())
         process.by = by
         if parent is not None:
             process.priority = parent.priority if spawned.priority is None else spawned.priority
@@ -155,6 +170,8 @@ class Processes:
         process.note, process.model = kept.note, kept.model
         process.rights = None if kept.rights is None else frozenset(kept.rights)
         process.lives, process.restarts, process.by = kept.lives, kept.restarts, kept.by
+        if row.os_pid is not None and row.os_started is not None:
+            process.survivor = Started(row.os_pid, row.os_started)
         self.table[row.pid] = process
         return process
 
@@ -165,6 +182,7 @@ class Processes:
         parent.children[child.pid] = child
 
     def row(self, process: Process) -> ProcessRow:
+        os = process.os or process.survivor
         return ProcessRow(
             pid=process.pid,
             user=process.user,
@@ -173,8 +191,8 @@ class Processes:
             state=process.state,
             reasons=tuple(sorted(process.reasons)),
             priority=process.priority,
-            os_pid=process.os.os_pid if process.os else None,
-            os_started=process.os.os_started if process.os else None,
+            os_pid=os.os_pid if os else None,
+            os_started=os.os_started if os else None,
             created_at=process.created,
             ended_at=process.ended,
             exit_status=process.exit_status,
@@ -250,36 +268,57 @@ class Processes:
         self._kernel.spawn_task(self._watch(process))
 
     async def relaunch(self, process: Process) -> None:
-        """Start its program again: a next life, which replays the earlier ones.
+        """Start its program, if it awaits that: a next life, which replays the earlier ones.
 
         A process with calls that have to be settled first stays suspended.
         """
+        async with process.launching:
+            if process.awaits_launch and process.state != "zombie":  # else somebody was faster
+                await self._relaunch(process)
+
+    async def _relaunch(self, process: Process) -> None:
         kernel = self._kernel
         process.awaits_launch, process.os = False, None
-        await kernel.trace.durable()
-        if await self.look_back(process):
+        try:
+            await self.end_survivor(process)
+            await kernel.trace.durable()
+            if await self.look_back(process):
+                return
+            sealed = await kernel.journal.environment(process.pid)
+            given = kernel.vault.open(process.user, sealed) if sealed else b"{}"
+        except AiosError as error:
+            self.not_started(process, error)
             return
-        sealed = await kernel.journal.environment(process.pid)
         if process.state == "zombie":
             return
         process.lives += 1
         process.exit_status, process.exit_reason, process.result = None, "", None
+        kernel.trace.emit(ev.ProcessRestarted, process.pid, self.row(process), life=process.lives)
+        key = kernel.keys.renew(process)
         try:
-            given = kernel.vault.open(process.user, sealed) if sealed else b"{}"
-            kernel.trace.emit(
-                ev.ProcessRestarted, process.pid, self.row(process), life=process.lives
-            )
-            key = kernel.keys.renew(process)
             await self._start(process, wire.decode(given, dict[str, str]), key)
         except AiosError as error:
             self.ended(process, 127, error.message)
             return
         kernel.spawn_task(self._watch(process))
 
+    def not_started(self, process: Process, error: AiosError) -> None:
+        """Its next life could not be prepared (the disk, a key file): it waits to be resumed."""
+        if process.state == "zombie":
+            return
+        if process.state == "new":  # it has not lived yet
+            self.ended(process, 127, error.message)
+            return
+        process.awaits_launch = True
+        process.note = f"not started again: {error.message}"[:200]
+        self.suspend(process, "user")
+
     def go_on(self, process: Process) -> None:
         """A process of a dead kernel is watched again; ``resume`` starts its program, if any."""
         kernel = self._kernel
         if process.state == "zombie":
+            for call in list(process.pending):  # it had no time to end them
+                self.end_pending(process, call, process.exit_reason)
             self._keep(process, self._reap_later(process))
             return
         if process.state != "new" and process.budget.seconds is not None:
@@ -296,6 +335,16 @@ class Processes:
             self._keep(process, self._end_if_silent(process))
         elif not self._runs_in_program(process):
             self.tie(process, os_pid)
+
+    async def end_survivor(self, process: Process) -> None:
+        """End what still runs of its program's life under a dead kernel: two never overlap."""
+        if process.survivor is not None:
+            await self._kernel.programs.end_survivor(process.survivor)
+            process.survivor = None
+
+    def is_between_lives(self, process: Process) -> bool:
+        """Whether the program that runs it is to be started again: who calls is a survivor."""
+        return _program_of(process).awaits_launch
 
     def _runs_in_program(self, process: Process) -> bool:
         """Whether it is run by the Python of a program that starts again and asks for it again."""
@@ -392,21 +441,38 @@ class Processes:
 
         Returns the calls since then that did something outside, which is not undone.
         """
-        kernel = self._kernel
         process.awaits_launch = bool(process.argv)  # and its program's end is not its own
-        self.leave_calls(process, f"process {process.pid} is rolled back to {mark.id}")
+        async with process.launching:
+            if process.state == "zombie":
+                raise Conflict(f"process {process.pid} ended before it could be rolled back.")
+            return await self._rewind(process, mark)
+
+    async def _rewind(self, process: Process, mark: MarkRow) -> list[CallHistory]:
+        kernel = self._kernel
+        process.awaits_launch = bool(process.argv)
+        why = f"process {process.pid} is rolled back to {mark.id}"
+        self.leave_calls(process, why)
         if process.os is not None:
             await kernel.programs.kill(process.pid, kernel.config.kernel.kill_grace_s)
             process.os = None
-        await kernel.trace.durable()
-        later = CallFilter(EVERY_CALL, after=mark.call, void=False)
-        undone = await kernel.journal.calls(process.pid, later)
-        memory = await kernel.memory.rewind(process.pid, mark.call)
-        files = await kernel.files.rewind(process.pid, mark.call)
-        rewind = Rewind(process.pid, mark.call, kernel.clock.now())
-        kernel.trace.record(rewind, *memory, *files)
-        await kernel.trace.durable()
+        try:
+            await kernel.trace.durable()
+            later = CallFilter(EVERY_CALL, after=mark.call, void=False)
+            undone = await kernel.journal.calls(process.pid, later)
+            files = await kernel.files.rewind(process.pid, mark.call)
+            memory = await kernel.memory.rewind(process.pid, mark.call)  # last: see ports.Memory
+            for call in [call.start.id for call in undone if call.start.id in process.pending]:
+                self.end_pending(process, call, why)
+            rewind = Rewind(process.pid, mark.call, kernel.clock.now())
+            kernel.trace.record(rewind, *memory, *files)
+            await kernel.trace.durable()
+        except AiosError:  # it is what it was, and goes on from there
+            if process.argv and process.state == "live":
+                await self._relaunch(process)
+            raise
         process.pending.clear()
+        for unknown in process.unknown.values():
+            unknown.answer(Cancelled(why))
         process.unknown.clear()
         process.replay = None
         kernel.marks = {
@@ -415,12 +481,13 @@ class Processes:
             if other.pid != process.pid or other.call <= mark.call
         }
         await self._reload(process, mark.call, undone)
-        if process.argv:
+        if process.is_suspended:  # it has neither diverged there, nor is anything unknown
             process.reasons -= {"diverged", "unknown_outcome"}
-            if process.is_suspended and not process.reasons:
+            if not process.reasons:
                 process.move("live")
-            if not process.is_suspended:  # else it starts when it goes on
-                await self.relaunch(process)
+            kernel.trace.record(self.row(process))
+        if process.argv and process.state == "live":  # else it starts when it goes on
+            await self._relaunch(process)
         return [call for call in undone if self._left_its_mark(call)]
 
     async def _reload(self, process: Process, call: int, undone: Iterable[CallHistory]) -> None:
@@ -505,6 +572,7 @@ class Processes:
             return
         if status and process.spawned.restart == "on-crash" and process.restarts < RESTARTS:
             process.restarts += 1
+            process.awaits_launch = True
             self.leave_calls(process, "its program crashed and is started again")
             await self.relaunch(process)
             return
@@ -675,7 +743,9 @@ class Processes:
             if not waiter.done():
                 waiter.set_result(None)
         process.waiters.clear()
-        self._keep(process, self._reap_later(process))
+        for each in process.subtree():
+            if each.state == "zombie":  # it, and what its program ran in its Python
+                self._keep(each, self._reap_later(each))
 
     def _end_pending(self, process: Process, over: AiosError) -> None:
         """What an earlier life had begun and no later one came back to ends with the process."""
@@ -729,8 +799,10 @@ class Processes:
         self.reap(process)
 
     def reap(self, process: Process) -> None:
-        """Forget a zombie."""
+        """Forget a zombie; not while the next life of a program may run it in its Python again."""
         if self.table.get(process.pid) is not process or process.state != "zombie":
+            return
+        if _program_of(process).state != "zombie" and _program_of(process).argv:
             return
         del self.table[process.pid]
         if process.parent is not None:
@@ -766,3 +838,11 @@ class Processes:
         self._kernel.trace.emit(
             ev.AidChanged, old, Forget(old), own, *rows, self.row(process), aid=aid
         )
+
+
+def _program_of(process: Process) -> Process:
+    """The process whose program runs it: itself, or the nearest above that has one."""
+    program = process
+    while not program.argv and program.parent is not None:
+        program = program.parent
+    return program

@@ -16,10 +16,11 @@ from aios.abi import events as ev
 from aios.abi import wire
 from aios.abi.calls import Limits
 from aios.abi.messages import Usage
+from aios.errors import AiosError
 from aios.kernel.context import Context
 from aios.kernel.process import Process
 from aios.kernel.processes import STOPPED
-from aios.ports import ContextRow, Forget, Image, ProcessRow, Started
+from aios.ports import ContextRow, Forget, Image, ProcessRow
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -105,7 +106,8 @@ def _contents(kernel: Kernel, image: Image) -> None:
             process.contexts[name] = Context.from_rows(name, rows, settings.get((pid, name)))
     for mail in image.mail:
         if process := find(mail.pid):
-            process.put_mail(mail.number, wire.decode(mail.mail, abi.Mail), len(mail.mail))
+            body = wire.decode(mail.mail, abi.Mail)
+            process.put_mail(mail.number, body, len(wire.encode(body.body)))
     for mail in (*image.taken, *image.mail):
         if process := find(mail.pid):
             process.mail_number = max(process.mail_number, mail.number)
@@ -116,23 +118,25 @@ def _contents(kernel: Kernel, image: Image) -> None:
 async def resume(kernel: Kernel, programs: list[ProcessRow]) -> None:
     """Start the programs of the dead kernel again, so many at a time, in this order."""
     slots = asyncio.Semaphore(kernel.config.kernel.restart_concurrency)
-    async with asyncio.TaskGroup() as group:
-        for row in programs:
-            await slots.acquire()
-            starting = group.create_task(_resume(kernel, row))
-            starting.add_done_callback(lambda _: slots.release())
+    for row in programs:
+        await slots.acquire()
+        # each by itself: what is wrong with one holds up no other
+        starting = kernel.spawn_task(_resume(kernel, row))
+        starting.add_done_callback(lambda _: slots.release())
 
 
 async def _resume(kernel: Kernel, row: ProcessRow) -> None:
     process = kernel.processes.get(row.pid)
     if process is None:
         return
-    if row.os_pid is not None and row.os_started is not None:
-        await kernel.programs.end_survivor(Started(row.os_pid, row.os_started))
+    await kernel.processes.end_survivor(process)
     if process.state == "zombie" or not process.awaits_launch:
         return
     if process.is_suspended:  # its program starts when it goes on; what is unknown shows at once
-        await kernel.processes.look_back(process)
+        try:
+            await kernel.processes.look_back(process)
+        except AiosError as error:
+            kernel.processes.not_started(process, error)
         return
     heard = kernel.processes.listen(process)
     await kernel.processes.relaunch(process)

@@ -62,7 +62,7 @@ from aios.abi.calls import (
 )
 from aios.abi.events import Event
 from aios.abi.messages import ToolSpec
-from aios.errors import AiosError
+from aios.errors import AiosError, NotFound
 from aios.sdk import place, programs
 from aios.sdk.answer import Answer, Stream
 from aios.sdk.contexts import Context
@@ -327,7 +327,12 @@ class Me(Process):
         """
         call = SpawnAgent(program=program, task=task, os_pid=os.getpid(), **options)
         spawned = await self.call(call, Spawned)
-        return Me(self._link, spawned.key or self.key, spawned.aid, is_replayed=True)
+        if spawned.key is None:
+            raise NotFound(
+                f"process {spawned.aid}, which an earlier life of this program ran, is no longer "
+                "kept: it cannot be run again."
+            )
+        return Me(self._link, spawned.key, spawned.aid, is_replayed=True)
 
     async def exit(self, result: str | None = None, *, status: int = 0, reason: str = "") -> None:
         """This process is done; nothing else can be asked as it afterwards."""

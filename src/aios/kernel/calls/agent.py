@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aios.abi import calls as abi
@@ -275,11 +276,10 @@ async def sys_send_message(
         receiver.seen_mail[target.pid, mail.id] = None
         if len(receiver.seen_mail) > limits.mailbox_messages:
             del receiver.seen_mail[next(iter(receiver.seen_mail))]
-    receiver.put_mail(receiver.mail_number + 1, mail, size)
-    call.effects.append(MailRow(receiver.pid, receiver.mail_number, wire.encode(mail)))
-    for waiter in receiver.received:
-        if not waiter.done():
-            waiter.set_result(None)
+    number = receiver.mail_number + 1
+    receiver.put_mail(number, mail, size)
+    call.effects.append(MailRow(receiver.pid, number, wire.encode(mail)))
+    call.undo.append(partial(receiver.unsend, number, mail, size))
     return abi.Sent(mail.id)
 
 
@@ -306,8 +306,10 @@ async def sys_recv_message(
         for number, mail in target.mailbox:
             if request.sender in (None, mail.sender):
                 target.mailbox.remove((number, mail))
-                target.mail_size -= len(wire.encode(mail.body))
+                size = len(wire.encode(mail.body))
+                target.mail_size -= size
                 call.effects.append(MailTaken(target.pid, number, call.id))
+                call.undo.append(partial(target.put_mail, number, mail, size))
                 return mail
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         target.received.append(waiter)

@@ -11,12 +11,12 @@ from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi import wire
 from aios.errors import AiosError, Conflict, InvalidCall, NotFound
-from aios.kernel import replay
+from aios.kernel import kept, replay
 from aios.kernel.calls.agent import check_limits
 from aios.kernel.calls.machine import as_record, number_of
 from aios.kernel.context import Context
 from aios.kernel.process import OpenCall, Process
-from aios.ports import EVERY_CALL, CallEnd, CallFilter, CallHistory, CallRow, MarkRow
+from aios.ports import EVERY_CALL, CallEnd, CallFilter, CallHistory, CallRow, ContextRow, MarkRow
 
 if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
@@ -45,17 +45,24 @@ async def sys_fork_agent(
                 f"`aios history {target.pid}` shows those that it made."
             )
     told = [history for history in calls if replay.is_told(history)]
-    process = kernel.processes.create(target.user, target, _spawned(target, request), call.id)
+    open_ones = {history.start.id for history in calls} - {history.start.id for history in told}
+    kernel.processes.check_room(target.user, target)
+    pid = kernel.processes.next_pid()
+    memory = await kernel.memory.copy(target.pid, pid, upto)
+    files = await kernel.files.copy(target.pid, pid, upto)
+    said = await kernel.journal.context_at(target.pid, upto)
+    # from here on nothing is awaited: all of it is in one transaction, or nothing
+    process = kernel.processes.create(target.user, target, _spawned(target, request), call.id, pid)
     kernel.processes.keep_environment(process)
-    memory = await kernel.memory.copy(target.pid, process.pid, upto)
-    files = await kernel.files.copy(target.pid, process.pid, upto)
     kernel.trace.record(*memory, *files)
-    numbers = _copy_calls(kernel, process, told)
-    await _copy_contexts(kernel, process, target, upto, numbers, call)
+    numbers = _copy_calls(kernel, process, target, told)
+    said = [row for row in said if row.call not in open_ones]  # which have ended meanwhile
+    _copy_contexts(kernel, process, target, said, numbers, call)
     if not process.argv:
         key = kernel.keys.issue(target.user, f"process {process.pid}", process)
         return abi.Spawned(process.pid, key.key)
     kernel.processes.go_live(process)
+    process.awaits_launch = True
     await kernel.processes.relaunch(process)
     return abi.Spawned(process.pid)
 
@@ -80,7 +87,9 @@ def _spawned(target: Process, request: abi.ForkAgent) -> abi.SpawnAgent:
     )
 
 
-def _copy_calls(kernel: Kernel, process: Process, told: list[CallHistory]) -> dict[int, int]:
+def _copy_calls(
+    kernel: Kernel, process: Process, target: Process, told: list[CallHistory]
+) -> dict[int, int]:
     """The original's calls as the fork's own, which its replay is given; old number -> new."""
     numbers = {}
     for history in told:
@@ -89,9 +98,13 @@ def _copy_calls(kernel: Kernel, process: Process, told: list[CallHistory]) -> di
         id, start, end = f"c{number}", history.start, history.end
         assert end is not None
         name = start.name
-        row = CallRow(id, process.pid, name, start.started_at, start.request)
+        asked = _as_own(start.request, target.pid, process.pid)
+        row = CallRow(id, process.pid, name, start.started_at, asked)
+        if name == "generate":  # what it says is there already
+            row = kept.row(id, process.pid, name, row.started_at, wire.decode(asked, abi.Generate))
         kernel.trace.emit(ev.CallStarted, process.pid, row, call=id, name=name)
-        ending = CallEnd(id, end.state, end.ended_at, end.reply, end.error, end.code)
+        reply = None if end.reply is None else _as_own(end.reply, target.pid, process.pid)
+        ending = CallEnd(id, end.state, end.ended_at, reply, end.error, end.code)
         if end.state == "done":
             kernel.trace.emit(ev.CallCompleted, process.pid, ending, call=id, name=name)
         else:
@@ -107,15 +120,26 @@ def _copy_calls(kernel: Kernel, process: Process, told: list[CallHistory]) -> di
     return numbers
 
 
-async def _copy_contexts(
+def _as_own(data: bytes, old: int, new: int) -> bytes:
+    """A call or a reply, as JSON, in which a process means itself: now it is another."""
+    value = msgspec.json.decode(data)
+    for name in ("aid", "to", "sender"):
+        if value.get(name) == old:
+            value[name] = new
+    for name in ("owner", "volume"):
+        if value.get(name) == f"pid:{old}":
+            value[name] = f"pid:{new}"
+    return msgspec.json.encode(value)
+
+
+def _copy_contexts(
     kernel: Kernel,
     process: Process,
     target: Process,
-    upto: int,
+    rows: list[ContextRow],
     numbers: dict[int, int],
     call: OpenCall,
 ) -> None:
-    rows = await kernel.journal.context_at(target.pid, upto)
     for name in dict.fromkeys(row.context for row in rows):
         own = [
             msgspec.structs.replace(
