@@ -211,3 +211,77 @@ async def test_a_child_in_the_python_of_a_program_that_starts_again_is_not_lost(
         (child,) = process.children.values()
         assert (process.exit_status, child.result) == (0, "done")
         await healthy(kernel)
+
+
+async def test_a_fork_means_itself_where_its_original_did() -> None:
+    async def live(program: Program) -> None:
+        own = (await program.ask(abi.GetAid())).aid
+        await program.ask(abi.MemWrite(aid=own, text="mine"))
+        await program.say("here")
+        found = await program.ask(abi.MemRead(aid=own))
+        texts = " ".join(record.text for record in found.records)
+        await program.kernel.trap(program.pid, abi.ExitAgent(result=f"{own}: {texts}"))
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        login = kernel.identify(kernel.user_key)
+        calls = await kernel.trap(login, abi.GetTranscript(aid=pid, names=("mem_write",)))
+        at = calls.calls[0].id  # type: ignore[attr-defined]
+        forked = await kernel.trap(login, abi.ForkAgent(aid=pid, at=at))
+        await settle(200)
+        world.core.step(4)
+        await settle(200)
+        results = [kernel.processes.find(each).result for each in (pid, forked.aid)]  # type: ignore[attr-defined]
+        assert results == [f"{pid}: mine", f"{forked.aid}: mine"]  # type: ignore[attr-defined]
+        await healthy(kernel)
+
+
+@pytest.mark.parametrize("steps", range(0, 24, 2))
+async def test_a_fork_is_there_whole_or_not_at_all(steps: int) -> None:
+    async def live(program: Program) -> None:
+        await program.ask(abi.Record(kind="step", value=1))
+        await program.say("here")
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        login = kernel.identify(kernel.user_key)
+        (first, _) = await kernel.journal.calls(pid)
+        forking = asyncio.ensure_future(
+            kernel.trap(login, abi.ForkAgent(aid=pid, at=first.start.id))
+        )
+        forking.add_done_callback(lambda call: call.cancelled() or call.exception())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+    async with world.kernel() as kernel:
+        await settle(100)
+        for process in kernel.processes:
+            if process.note.startswith("fork"):
+                calls = await kernel.journal.calls(process.pid)
+                assert [call.start.name for call in calls] == ["record", "generate"]
+                assert calls[0].start.started_at <= process.created
+
+
+async def test_a_rollback_ends_what_a_dead_kernel_had_begun() -> None:
+    async def live(program: Program) -> None:
+        await program.ask(abi.SnapshotAgent())
+        await program.say("begun, and never ended")
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        kernel.processes.suspend(kernel.processes.find(pid), "user")
+        await settle()
+    async with world.kernel() as kernel:
+        login = kernel.identify(kernel.user_key)
+        (mark,) = kernel.marks
+        resuming = kernel.trap(login, abi.ResumeAgent(aid=pid))  # its program starts meanwhile
+        rolling = kernel.trap(login, abi.RollbackAgent(aid=pid, snapshot=mark))
+        await asyncio.gather(resuming, rolling)
+        await settle(200)
+        assert kernel.processes.find(pid).state == "live"
+        world.core.step()
+        await settle(200)
+        assert kernel.processes.find(pid).exit_status == 0
+        await healthy(kernel)
