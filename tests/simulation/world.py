@@ -47,6 +47,7 @@ from aios.testing import TestKernel, machine
 WORLDS_A_SCENARIO = 4  # crash differently over the same programs: one calm run serves them all
 DEADLINE_S = 900.0  # of virtual time: what is not done by then hangs
 OUTSIDE_LIFE = 0  # the number of the one life that an outsider has
+COMPACTION = "/compact."  # in the place of one; they are counted, also those of a life that is void
 GIVEN = 40  # tokens that the operator gives to who is at the cap
 IS_OUTSIDE = contextvars.ContextVar("outside", default=False)
 CONFIG = Config(scheduler=Scheduler(quantum=3))
@@ -94,10 +95,13 @@ class World:
         self.plan = [] if calm else self._plan()
         self.suspended_until: dict[str, float] = {}
         self.killed: set[str] = set()
+        self.rolling: set[int] = set()  # back to a snapshot: what they heard since counts no more
+        self.forked: set[int] = set()
+        self.forks: dict[str, set[str]] = {}  # by their note: where effects had happened before
         self.lost: set[int] = set()
 
     def _plan(self) -> list[Deed]:
-        kinds = ("suspend", "suspend", "core", "policy", "kill")
+        kinds = ("suspend", "suspend", "core", "policy", "kill", *("rollback", "fork") * 2)
         names = list(self.scripts)
         deeds = [
             Deed(START + self.chance.random() * 2, kind, self.chance.choice(names))
@@ -109,6 +113,10 @@ class World:
     def __repr__(self) -> str:
         return f"<World {self.seed}, {len(self.lives)} lives>"
 
+    def is_alone(self, name: str) -> bool:
+        """Whether it is a program of the kernel to which nobody else speaks."""
+        return name.startswith("solo") and self.scripts[name].run_by == "kernel"
+
     def _make_task(self, loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
         task = asyncio.Task(work, loop=loop, **options)
         if IS_OUTSIDE.get() and options.get("context") is None:
@@ -116,11 +124,15 @@ class World:
             task.add_done_callback(self.outside.discard)
         return task
 
+    def has_no_mail(self, name: str) -> bool:
+        kinds = {step.kind for step in self.scripts[name].steps}
+        return self.is_alone(name) and "myself" not in kinds
+
     # --- what programs say and do -----------------------------------------------------------------
 
     def hear(self, actor: Actor, place: str, call: abi.Call, outcome: Any, shown: str = "") -> None:
         """A program was told something; another life of it must be told the same."""
-        if actor.life.is_over:
+        if actor.life.is_over or actor.pid in self.rolling:
             return
         where = (actor.pid, place)
         heard = (told(outcome), gist(outcome))
@@ -133,6 +145,10 @@ class World:
             return  # the order of callbacks is that of what is shown
         if shown != outcome.message.content:
             self.wrong.append(f"{actor.script.name} at {place} was shown {shown!r} of {heard}")
+
+    def unhear(self, pid: int) -> None:
+        """What a program was told does not count any more."""
+        self.told = {where: heard for where, heard in self.told.items() if where[0] != pid}
 
     @staticmethod
     def gist(outcome: Any) -> Any:
@@ -266,13 +282,14 @@ class Life:
         for process in self.kernel.processes:
             if process.program not in world.scripts or process.pid in world.lost:
                 continue  # a login, or one that never was
-            calls = await self.kernel.journal.calls(process.pid, CallFilter(EVERY_CALL, void=False))
+            calls = await self.kernel.journal.calls(process.pid, CallFilter(EVERY_CALL))
+            valid = [history for history in calls if not history.void]
             if process.exit_status and not world.killed:
                 wrong.append(
                     f"{process.program} ended with {process.exit_status}: {process.exit_reason}"
                 )
-            self.transcripts[f"{process.program}#{process.pid}"] = self._transcript(process, calls)
-            wrong += self._effects(process, calls)
+            self.transcripts[f"{process.program}#{process.pid}"] = self._transcript(process, valid)
+            wrong += self._effects(process, valid)
             wrong += self._spent(process, calls)
 
     def _transcript(self, process: Process, calls: list[CallHistory]) -> dict[str, Any]:
@@ -308,7 +325,10 @@ class Life:
             at = asked["arguments"]["at"]
             done = self.world.effects[process.pid, at]
             allowed = 1 + self.world.allowed[process.pid, at]
-            if not 1 <= done <= allowed:
+            if at in self.world.forks.get(process.spawned.note, ()):
+                if done:
+                    yield f"{process.program}, a fork, had its effect at {at} again"
+            elif not 1 <= done <= allowed:
                 yield f"{process.program} had its effect at {at} {done} times, not once"
 
     def _spent(self, process: Process, calls: list[CallHistory]) -> Iterator[str]:
@@ -317,7 +337,7 @@ class Life:
         used = process.usage
         if used.completion_tokens != made:
             yield f"{process.program} used {used.completion_tokens} tokens, but made {made}"
-        limit = self.world.scripts[process.program].budget.tokens
+        limit = process.spawned.budget.tokens
         if limit is None or self.world.scripts[process.program].run_by != "kernel":
             return
         left, given = process.left().tokens, self.world.given[process.pid]
@@ -325,7 +345,10 @@ class Life:
             yield f"{process.program} lost its budget"
         elif used.tokens + left > limit + given:
             yield f"{process.program} used {used.tokens} of {limit} + {given}, and has {left} left"
-        elif not given and not process.children and used.tokens + left != limit:
+        elif (
+            not (given or process.children or process.pid in self.world.forked)
+            and used.tokens + left != limit
+        ):
             yield f"{process.program} used {used.tokens} of {limit}, and has {left} left"
 
 
@@ -339,6 +362,9 @@ class Operator:
         return await self.life.trap(self.life.login, call)
 
     async def work(self) -> None:
+        for pid in self.world.rolling:  # the machine was cut: they are back, or are not
+            self._allow_all(pid)
+        self.world.rolling.clear()
         for script in self.world.scripts.values():
             if "." not in script.name:
                 await self._begin(script)
@@ -383,7 +409,9 @@ class Operator:
         """Let a suspended process go on, if its time has come."""
         reasons = set(process.reasons)
         if "diverged" in reasons:
-            raise AssertionError(f"{process!r} diverged")
+            self.world.wrong.append(f"{process!r} diverged")
+            await self._try(abi.KillAgent(aid=process.pid))
+            return
         for unknown in list(process.unknown.values()):
             await self._settle(process, unknown.history)
         if "budget" in reasons:
@@ -427,17 +455,60 @@ class Operator:
                 case "suspend" if found:
                     self.world.suspended_until[deed.name] = deed.at + 1.0
                     await self._try(abi.SuspendAgent(aid=found[0].pid))
+                case "rollback" if found and self.world.is_alone(deed.name):
+                    await self._roll_back(self.world.chance.choice(found))
+                case "fork" if found and self.world.has_no_mail(deed.name):  # a fork gets none
+                    await self._fork(self.world.chance.choice(found))
                 case "kill" if found and "." not in deed.name:  # a child is waited for
                     self.world.killed.add(deed.name)
                     await self._try(abi.KillAgent(aid=found[0].pid))
 
-    async def _try(self, call: abi.Call) -> None:
+    async def _roll_back(self, process: Process) -> None:
+        """Take it back to one of its snapshots; what it did outside may happen again."""
+        marks = [mark for mark in self.kernel.marks.values() if mark.pid == process.pid]
+        if not marks:
+            await self._try(abi.SnapshotAgent(aid=process.pid))
+            return
+        mark = self.world.chance.choice(sorted(marks, key=lambda mark: mark.call))
+        self.world.rolling.add(process.pid)
+        back = await self._try(abi.RollbackAgent(aid=process.pid, snapshot=mark.id))
+        self.world.rolling.discard(process.pid)
+        if back is None:
+            return
+        self.world.unhear(process.pid)
+        for effect in back.effects:
+            if effect.name == "tool_call":
+                self.world.allowed[process.pid, effect.request["arguments"]["at"]] += 1
+
+    def _allow_all(self, pid: int) -> None:
+        self.world.unhear(pid)
+        for where in list(self.world.effects):
+            if where[0] == pid:
+                self.world.allowed[where] += 1
+
+    async def _fork(self, process: Process) -> None:
+        """A copy of it, as it was after one of its calls, which goes on by itself."""
+        calls = await self.kernel.journal.calls(process.pid, CallFilter(EVERY_CALL, void=False))
+        ended = [history for history in calls if is_told(history)]
+        if not ended:
+            return
+        at = self.world.chance.choice(ended).start.id
+        places = {
+            msgspec.json.decode(history.start.request)["arguments"]["at"]
+            for history in ended
+            if history.start.name == "tool_call" and int(history.start.id[1:]) <= int(at[1:])
+        }
+        self.world.forked.add(process.pid)
+        self.world.forks[f"fork of {process.pid} at {at}"] = places
+        await self._try(abi.ForkAgent(aid=process.pid, at=at))
+
+    async def _try(self, call: abi.Call) -> Any:
         try:
-            await self.ask(call)
+            return await self.ask(call)
         except KernelBug:
             raise
         except AiosError:
-            pass  # too late: it has ended, or goes on already
+            return None  # too late: it has ended, or goes on already
 
 
 class Outsider:
@@ -526,9 +597,7 @@ def gist(outcome: Any) -> Any:
         case abi.MemoryRecords():
             return [record.text for record in outcome.records]
         case abi.StoredFile():
-            return (outcome.text, outcome.version)
-        case abi.StoredVersion():
-            return outcome.version
+            return outcome.text
         case abi.Cleared():
             return outcome.count
         case abi.Exit():
@@ -562,8 +631,7 @@ def _outcome(world: World) -> Outcome:
     for event in last.events:
         if not isinstance(event, ev.KeyIssued | ev.KeyRevoked):  # keys are drawn by the system
             hash.update(wire.encode(event))
-    transcripts = {name.partition("#")[0]: calls for name, calls in last.transcripts.items()}
-    return Outcome(world.wrong, hash.hexdigest(), transcripts, world.loop.steps)
+    return Outcome(world.wrong, hash.hexdigest(), last.transcripts, world.loop.steps)
 
 
 def run(seed: int, disk: type[Disk] = Disk) -> Outcome:
@@ -580,24 +648,27 @@ def run(seed: int, disk: type[Disk] = Disk) -> Outcome:
         world.close()
     found = _outcome(world)
     found.wrong.extend(f"without any crash: {sentence}" for sentence in right.wrong)
-    for script in world.scripts.values():
-        found.wrong.extend(_compare(world, script, right.transcripts, found.transcripts))
+    expected = {name.partition("#")[0]: calls for name, calls in right.transcripts.items()}
+    for name, calls in found.transcripts.items():
+        script = world.scripts[name.partition("#")[0]]
+        comparing = _compare(script, name, expected[script.name], calls, not world.killed)
+        found.wrong.extend(comparing)
     return found
 
 
 def _compare(
-    world: World, script: Script, right: dict[str, Any], found: dict[str, Any]
+    script: Script, name: str, right: dict[str, Any], found: dict[str, Any], is_whole: bool
 ) -> Iterator[str]:
-    loose = {str(place) for place, step in enumerate(script.steps) if step.kind in LOOSE}
-    is_whole = not world.killed
-    for place, calls in right.get(script.name, {}).items():
-        if place.rpartition("/")[2] in loose:
+    """What a program said and heard, against what it says when nothing happens to it."""
+    loose = {str(number) for number, step in enumerate(script.steps) if step.kind in LOOSE}
+    for place, calls in right.items():
+        if place.rpartition("/")[2] in loose or COMPACTION in place:
             continue
-        here = found.get(script.name, {}).get(place)
+        here = found.get(place)
         if here != calls and (here is not None or is_whole):
-            yield f"{script.name} at {place}: {here}, but without a crash {calls}"
-    for place in found.get(script.name, {}).keys() - right.get(script.name, {}).keys():
-        yield f"{script.name} asked at {place}, which it never does without a crash"
+            yield f"{name} at {place}: {here}, but without a crash {calls}"
+    for place in [p for p in found.keys() - right.keys() if COMPACTION not in p]:
+        yield f"{name} asked at {place}, which it never does without a crash"
 
 
 def main() -> int:
