@@ -397,12 +397,12 @@ class MemoryRow(Struct, frozen=True):
 
 
 class MemoryEnd(Struct, frozen=True):
-    """A record of memory was corrected, or (all None) is good again."""
+    """A record of memory was corrected, by call number ``died``."""
 
     number: int
-    valid_to: float | None
-    superseded_by: int | None
-    died: int | None
+    valid_to: float
+    superseded_by: int
+    died: int
 
 
 class MemoryGone(Struct, frozen=True):
@@ -416,6 +416,16 @@ class MemoryCleared(Struct, frozen=True):
 
     owner: str
     quota: bool = False
+
+
+class MemoryRewind(Struct, frozen=True):
+    """What a process remembered, or wrote for others, since call number ``call`` is as it was then.
+
+    What others corrected since stays corrected; what was deleted stays deleted.
+    """
+
+    pid: int
+    call: int
 
 
 class MemoryQuota(Struct, frozen=True):
@@ -607,6 +617,7 @@ Record = (
     | MemoryEnd
     | MemoryGone
     | MemoryCleared
+    | MemoryRewind
     | MemoryQuota
     | VectorRow
     | ChunkRow
@@ -812,7 +823,7 @@ class Memory(Protocol):
 
     It plans: what changes comes back as journal records, which the kernel puts into the transaction
     that ends the call, before it waits for anything else. So a record is there if and only if its
-    call has ended. If that transaction fails, ``undo`` makes it forget what it counts in RAM.
+    call has ended. If that transaction fails, ``recount`` makes it forget what it counts in RAM.
     """
 
     async def start(self) -> None:
@@ -866,11 +877,11 @@ class Memory(Protocol):
     async def rewind(self, pid: int, call: int) -> list[Record]:
         """Take a process's own records, and what it wrote for others, back to after a call.
 
-        What was deleted for good stays so; what others corrected since stays corrected.
+        ``recount`` when they are in the journal.
         """
 
-    def undo(self) -> None:
-        """What was planned was not kept."""
+    def recount(self) -> None:
+        """Forget what is counted in RAM: what was planned was not kept, or was a rewind."""
 
 
 class Embedded(Struct, frozen=True):

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aios.abi import wire
-from aios.ports import MemoryCleared, MemoryEnd, MemoryGone, MemoryQuota, MemoryRow, VectorRow
+from aios.ports import (
+    MemoryCleared,
+    MemoryEnd,
+    MemoryGone,
+    MemoryQuota,
+    MemoryRewind,
+    MemoryRow,
+    VectorRow,
+)
 
 if TYPE_CHECKING:
     from aios.drivers.journal.rows import Rows
@@ -27,6 +35,19 @@ REPLACE INTO vectors (number, owner, model, beside, vector)
     SELECT number, owner, :model, :beside, :vector FROM memories AS record
     WHERE number = :number AND valid_to IS NULL AND (:beside IS NULL OR EXISTS (
         SELECT 1 FROM memories AS other WHERE other.number = :beside AND other.valid_to IS NULL))
+"""
+
+
+WRITTEN_SINCE = """
+SELECT number, owner, id FROM memories
+WHERE born > :call AND (owner = 'pid:' || :pid OR writer = :pid) ORDER BY number
+"""
+# What a record had corrected ends as that record did: it is good again, or, if somebody who stays
+# corrected that one in turn, is corrected by them.
+TAKE_OVER = """
+UPDATE memories SET (valid_to, superseded_by, died) =
+    (SELECT valid_to, superseded_by, died FROM memories WHERE number = :number)
+WHERE owner = :owner AND superseded_by = :id
 """
 
 
@@ -74,6 +95,15 @@ def cleared(rows: Rows, cleared: MemoryCleared) -> None:
         rows.execute(QUOTA_GONE, owner=cleared.owner)
 
 
+def rewind(rows: Rows, rewind: MemoryRewind) -> None:
+    rows.write()
+    values = {"pid": rewind.pid, "call": rewind.call}
+    gone = rows.connection.execute(WRITTEN_SINCE, values).fetchall()
+    for number, owner, id in gone:  # oldest first: so a chain of corrections is gone through whole
+        rows.execute(TAKE_OVER, number=number, owner=owner, id=id)
+    rows.execute(GONE, numbers=wire.encode([number for number, _, _ in gone]).decode())
+
+
 def quota(rows: Rows, row: MemoryQuota) -> None:
     rows.add(QUOTA, (row.owner, row.user, row.bytes))
 
@@ -87,6 +117,7 @@ TAKE: dict[type[Any], Callable[[Rows, Any], None]] = {
     MemoryEnd: end,
     MemoryGone: gone,
     MemoryCleared: cleared,
+    MemoryRewind: rewind,
     MemoryQuota: quota,
     VectorRow: vector,
 }

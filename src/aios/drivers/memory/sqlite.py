@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -43,6 +42,7 @@ from aios.ports import (
     MemoryFilter,
     MemoryGone,
     MemoryQuota,
+    MemoryRewind,
     MemoryRow,
     MemoryView,
     Record,
@@ -58,13 +58,6 @@ T = TypeVar("T")
 LAST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'memories'), 0)"
 AS_OF = f"""
 SELECT {rows.COLUMNS} FROM memories WHERE owner = :owner AND born <= :call ORDER BY number
-"""
-WRITTEN_SINCE = f"""
-SELECT {rows.COLUMNS} FROM memories
-WHERE born > :call AND (owner = :owner OR writer = :writer) ORDER BY number
-"""
-OWNERS_SINCE = """
-SELECT DISTINCT owner FROM memories WHERE born > :call AND writer = :writer
 """
 VECTORS = "SELECT number, model, beside, vector FROM vectors WHERE owner = :owner"
 SETTINGS = config.Memory()
@@ -112,7 +105,7 @@ class SqliteMemory:
         await self._append([])
         return await self._read(query)
 
-    def undo(self) -> None:
+    def recount(self) -> None:
         self._holdings.forget()
 
     # --- changes ----------------------------------------------------------------------------------
@@ -241,28 +234,8 @@ class SqliteMemory:
             ]
 
     async def rewind(self, pid: int, call: int) -> list[Record]:
-        own = f"pid:{pid}"
-        values = {"owner": own, "writer": pid, "call": call}
-        async with AsyncExitStack() as locks:
-            # its own open calls have ended, so it writes for nobody else from here on
-            owners = await self._settled(
-                lambda connection: {
-                    own,
-                    *(owner for (owner,) in connection.execute(OWNERS_SINCE, values)),
-                }
-            )
-            for owner in sorted(owners):
-                await locks.enter_async_context(self._lock(owner))
-            gone, ends = await self._settled(
-                lambda connection: _ends_without(
-                    connection, rows.rows(connection, WRITTEN_SINCE, **values)
-                )
-            )
-            for owner in owners:
-                self._holdings.forget(owner)
-            self._news(again=True)
-            records: list[Record] = [MemoryGone(tuple(gone))] if gone else []
-            return [*records, *ends]
+        self._news(again=True)
+        return [MemoryRewind(pid, call)]  # what it means is decided where nobody can come between
 
     # --- questions --------------------------------------------------------------------------------
 
@@ -390,29 +363,3 @@ def _no_record(id: str) -> NotFound:
     return NotFound(
         f"there is no record {id} that you may see; mem_read without an id shows yours."
     )
-
-
-def _ends_without(connection: Any, gone: Iterable[MemoryRow]) -> tuple[list[int], list[MemoryEnd]]:
-    """The numbers of records that go, and what becomes of those that they corrected.
-
-    What a record that goes had corrected ends as that one did: it is good again, or, if somebody
-    who stays corrected that one in turn, is corrected by them.
-    """
-    numbers: list[int] = []
-    after: dict[int, MemoryRow] = {}  # by number, as they will be
-    for row in gone:  # oldest first
-        numbers.append(row.number)
-        before = rows.rows(connection, rows.CORRECTED_BY, owner=row.owner, id=row.id)
-        before += (
-            one for one in after.values() if one.owner == row.owner and one.superseded_by == row.id
-        )
-        for one in before:
-            after[one.number] = msgspec.structs.replace(
-                one, valid_to=row.valid_to, superseded_by=row.superseded_by, died=row.died
-            )
-    ends = [
-        MemoryEnd(one.number, one.valid_to, one.superseded_by, one.died)
-        for number, one in after.items()
-        if number not in numbers
-    ]
-    return numbers, ends

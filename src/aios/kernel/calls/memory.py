@@ -53,7 +53,7 @@ def view_of(kernel: Kernel, process: Process, scopes: Iterable[abi.Scope] = SCOP
 def _keep(kernel: Kernel, call: OpenCall, records: Iterable[Record]) -> None:
     """Journal them with the end of the call, or have it all forgotten."""
     call.effects += records
-    call.undo.append(kernel.memory.undo)
+    call.undo.append(kernel.memory.recount)
 
 
 def _stamp(kernel: Kernel, call: OpenCall) -> Stamp:
