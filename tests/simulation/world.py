@@ -338,6 +338,8 @@ class Life:
         if used.completion_tokens != made:
             yield f"{process.program} used {used.completion_tokens} tokens, but made {made}"
         limit = process.spawned.budget.tokens
+        if process.pid in self.world.forked:
+            return  # its forks paid with it, and who pays for them may be another since
         if limit is None or self.world.scripts[process.program].run_by != "kernel":
             return
         left, given = process.left().tokens, self.world.given[process.pid]

@@ -51,6 +51,9 @@ async def sys_fork_agent(
     memory = await kernel.memory.copy(target.pid, pid, upto)
     files = await kernel.files.copy(target.pid, pid, upto)
     said = await kernel.journal.context_at(target.pid, upto)
+    if target.state == "zombie":  # and its records may have gone before they were copied
+        kernel.memory.recount()
+        raise Conflict(f"process {target.pid} ended before it could be forked.")
     # from here on nothing is awaited: all of it is in one transaction, or nothing
     process = kernel.processes.create(target.user, target, _spawned(target, request), call.id, pid)
     kernel.processes.keep_environment(process)
