@@ -10,7 +10,7 @@ from test_recovery import Program, World, healthy, idle, said, spawn
 
 from aios.abi import calls as abi
 from aios.drivers.journal.memory import MemoryJournal
-from aios.errors import Killed, StoreFailed
+from aios.errors import Conflict, Killed, StoreFailed
 from aios.ports import CallHistory, Started
 from aios.testing import FakeClock, ScriptedPrograms, settle, user
 
@@ -242,3 +242,67 @@ async def test_what_a_program_ran_in_its_python_is_kept_as_long_as_the_program()
         await kernel.clock.advance(2 * kernel.config.kernel.zombie_s)
         assert [process.program for process in kernel.processes] == ["login"]
         await healthy(kernel)
+
+
+async def test_an_orphan_stays_under_the_cap_of_its_dead_parent() -> None:
+    async def live(program: Program) -> None:
+        if program.kernel.processes.find(program.pid).program == "p":
+            await program.ask(abi.SpawnAgent(program="child", argv=("program",)))
+        else:
+            await program.say("one two three")
+            await asyncio.Event().wait()
+
+    world = World(live, gated=False)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel, budget=abi.Limits(tokens=30, calls=9))
+        assert kernel.processes.find(pid).state == "zombie"
+    for _ in range(2):
+        async with world.kernel() as kernel:
+            await settle(100)
+            (child,) = [process for process in kernel.processes if process.program == "child"]
+            free = child.budget.tokens_free()
+            assert free == 30 - child.usage.tokens
+            assert kernel.processes.find(pid).left() == abi.Limits(tokens=free, calls=9 - 2)
+            assert isinstance(kernel.clock, FakeClock)
+            await kernel.clock.advance(2 * kernel.config.kernel.zombie_s)
+    async with world.kernel() as kernel:
+        await settle(100)
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.KillAgent(aid=child.pid))
+        assert isinstance(kernel.clock, FakeClock)
+        await kernel.clock.advance(2 * kernel.config.kernel.zombie_s)
+        assert [process.program for process in kernel.processes] == ["login"]
+        await healthy(kernel)
+
+
+async def test_a_call_of_a_child_is_paid_by_its_parent_for_good() -> None:
+    async def live(program: Program) -> None:
+        if program.kernel.processes.find(program.pid).program == "p":
+            child = await program.ask(abi.SpawnAgent(program="child", argv=("program",)))
+            await program.ask(abi.WaitAgent(aid=child.aid))
+        else:
+            await program.ask(abi.SendMessage(to=program.pid, body="to myself"))
+            await asyncio.Event().wait()
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel, budget=abi.Limits(calls=9))
+        assert kernel.processes.find(pid).left().calls == 7
+    async with world.kernel() as kernel:
+        assert kernel.processes.find(pid).left().calls == 7
+
+
+async def test_a_number_under_which_something_is_kept_does_not_change() -> None:
+    world = World(idle)
+    async with world.kernel() as kernel:
+        login = kernel.identify(kernel.user_key)
+        aids = [(await kernel.trap(login, abi.SpawnAgent(program=name))).aid for name in "abc"]  # type: ignore[attr-defined]
+        await kernel.trap(login, abi.SendMessage(to=aids[0], body="hello"))
+        await kernel.trap(login, abi.MemWrite(aid=aids[1], text="hello"))
+        for aid in aids[:2]:
+            with pytest.raises(Conflict):
+                await kernel.trap(login, abi.SetAid(of=aid, aid=99))
+        await kernel.trap(login, abi.SetAid(of=aids[2], aid=99))
+    async with world.kernel() as kernel:
+        assert len(kernel.processes.find(aids[0]).mailbox) == 1
+        assert kernel.processes.find(99).program == "c"

@@ -94,6 +94,10 @@ class Budget:
             budget = budget.above
         return True
 
+    def limits_calls(self) -> bool:
+        """Whether calls are counted, by it or by one that pays for it."""
+        return self.calls is not None or (self.above is not None and self.above.limits_calls())
+
     def spend_seconds(self, seconds: float) -> None:
         if self.seconds is not None:
             self.seconds = max(0.0, self.seconds - seconds)

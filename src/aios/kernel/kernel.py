@@ -206,7 +206,7 @@ class Kernel:
                 while not caller.budget.spend_call():
                     self.processes.exhausted(caller)
                     await self.blocked(open_call)
-                if caller.left().calls is not None:
+                if caller.budget.limits_calls():
                     self.trace.record(*self.processes.spent(caller))
             if entry.effect == "once" and entry.charged:
                 await self.trace.durable()  # the intent, before the effect
@@ -329,7 +329,7 @@ class Kernel:
 
     async def _kept(self, call: OpenCall) -> None:
         """Wait until its error is durable: a second life is told the same."""
-        if call.is_silent or call.process.state == "zombie":
+        if call.is_silent:
             return
         try:
             await self.trace.durable()

@@ -142,6 +142,7 @@ class Process:
         "on_exhausted",
         "os",
         "parent",
+        "payer",
         "pending",
         "pending_tools",
         "pid",
@@ -180,6 +181,7 @@ class Process:
         self.note, self.model, self.wrap_model = spawned.note, spawned.model, spawned.wrap_model
         self.priority = 0
         self.rights: frozenset[str] | None = None
+        self.payer = parent  # with whose budget its own is paid, also when that one has ended
         self.budget: Budget = Budget(spawned.budget, parent.budget if parent else None)
         self.on_exhausted = spawned.on_exhausted
         self.state: ProcessState = "new"

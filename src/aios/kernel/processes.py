@@ -67,6 +67,7 @@ class Kept(Struct, omit_defaults=True):
     lives: int = 1
     restarts: int = 0
     by: str = ""
+    payer: int | None = None  # if it is not the parent
 
 
 class Processes:
@@ -77,6 +78,7 @@ class Processes:
         self.table: dict[int, Process] = {}
         self._last_pid = last_pid
         self.at_cap: set[Process] = set()  # suspended for their budget
+        self._payers: dict[int, int] = {}  # who pays for whom, as a dead kernel left it
 
     def has_been(self, pid: int) -> bool:
         """Whether there is or once was a process *pid*; 0 is the machine itself."""
@@ -172,14 +174,23 @@ class Processes:
         process.lives, process.restarts, process.by = kept.lives, kept.restarts, kept.by
         if row.os_pid is not None and row.os_started is not None:
             process.survivor = Started(row.os_pid, row.os_started)
+        if kept.payer is not None:
+            self._payers[row.pid] = kept.payer
         self.table[row.pid] = process
         return process
 
     def link(self, child: Process, parent: Process) -> None:
         """Make *parent* the parent of a process that has none; it pays with the parent's budget."""
         child.parent = parent
-        child.budget.above = parent.budget
         parent.children[child.pid] = child
+        _pay(child, parent)
+
+    def link_payers(self) -> None:
+        """Let those whose parents had ended stay under the budgets of these."""
+        for pid, payer in self._payers.items():
+            if found := self.get(payer):
+                _pay(self.find(pid), found)
+        self._payers.clear()
 
     def row(self, process: Process) -> ProcessRow:
         os = process.os or process.survivor
@@ -199,7 +210,8 @@ class Processes:
             detail=wire.encode(
                 Kept(
                     msgspec.structs.replace(process.spawned, env={}),
-                    process.usage,
+                    # of the living it is told with what is left (spent)
+                    process.usage if process.state == "zombie" else Usage(),
                     process.started,
                     process.result,
                     process.exit_reason,
@@ -209,6 +221,9 @@ class Processes:
                     process.lives,
                     process.restarts,
                     process.by,
+                    process.payer.pid
+                    if process.payer is not None and process.payer is not process.parent
+                    else None,
                 )
             ),
         )
@@ -459,13 +474,14 @@ class Processes:
             await kernel.trace.durable()
             later = CallFilter(EVERY_CALL, after=mark.call, void=False)
             undone = await kernel.journal.calls(process.pid, later)
+            memory = await kernel.memory.rewind(process.pid, mark.call)
             files = await kernel.files.rewind(process.pid, mark.call)
-            memory = await kernel.memory.rewind(process.pid, mark.call)  # last: see ports.Memory
             for call in [call.start.id for call in undone if call.start.id in process.pending]:
                 self.end_pending(process, call, why)
             rewind = Rewind(process.pid, mark.call, kernel.clock.now())
             kernel.trace.record(rewind, *memory, *files)
             await kernel.trace.durable()
+            kernel.memory.recount()  # others may have asked since it was planned
         except AiosError:  # it is what it was, and goes on from there
             if process.argv and process.state == "live":
                 await self._relaunch(process)
@@ -525,7 +541,7 @@ class Processes:
             left = each.left()
             if each is process or left != Limits():
                 rows.append(SpentRow(each.pid, wire.encode(each.usage), wire.encode(left)))
-            each = each.parent
+            each = each.payer
         return rows
 
     async def _start(self, process: Process, given: dict[str, str], key: str) -> None:
@@ -746,6 +762,9 @@ class Processes:
         for each in process.subtree():
             if each.state == "zombie":  # it, and what its program ran in its Python
                 self._keep(each, self._reap_later(each))
+        for each in _payers(process):
+            if each.state == "zombie":
+                self._keep(each, self._reap_later(each))
 
     def _end_pending(self, process: Process, over: AiosError) -> None:
         """What an earlier life had begun and no later one came back to ends with the process."""
@@ -799,10 +818,14 @@ class Processes:
         self.reap(process)
 
     def reap(self, process: Process) -> None:
-        """Forget a zombie; not while the next life of a program may run it in its Python again."""
+        """Forget a zombie that nobody needs: what needs it tries again at its own end.
+
+        The next life of a program may run it in its Python again; others may pay with its budget.
+        """
         if self.table.get(process.pid) is not process or process.state != "zombie":
             return
-        if _program_of(process).state != "zombie" and _program_of(process).argv:
+        program = _program_of(process)
+        if program.argv and program.state != "zombie" or self._pays(process):
             return
         del self.table[process.pid]
         if process.parent is not None:
@@ -815,6 +838,12 @@ class Processes:
             process.pid,
             Forget(process.pid),
             *self._kernel.files.forgotten(process.pid),
+        )
+
+    def _pays(self, process: Process) -> bool:
+        """Whether living ones pay with its budget."""
+        return process.left() != Limits() and any(
+            process in _payers(other) for other in self if other.state != "zombie"
         )
 
     def renumber(self, process: Process, aid: int) -> None:
@@ -838,6 +867,18 @@ class Processes:
         self._kernel.trace.emit(
             ev.AidChanged, old, Forget(old), own, *rows, self.row(process), aid=aid
         )
+
+
+def _pay(process: Process, payer: Process) -> None:
+    process.payer, process.budget.above = payer, payer.budget
+
+
+def _payers(process: Process) -> Iterator[Process]:
+    """Those with whose budgets it pays, beside its own."""
+    payer = process.payer
+    while payer is not None:
+        yield payer
+        payer = payer.payer
 
 
 def _program_of(process: Process) -> Process:

@@ -59,6 +59,7 @@ def restore(kernel: Kernel, image: Image) -> list[ProcessRow]:
                 del process.parent.children[process.pid]
             processes.link(process, kernel.keys.login(process.user))
         processes.go_on(process)
+    processes.link_payers()
     with_calls = {call.pid for call in image.open_calls}
     return sorted(programs, key=lambda row: (row.pid not in with_calls, row.pid))
 
@@ -81,7 +82,7 @@ def _restore_login(kernel: Kernel, login: Process) -> None:
     else:
         return
     for child in login.children.values():
-        child.parent = None
+        child.parent = child.payer = None
         child.budget.above = None
     del kernel.processes.table[login.pid]
 

@@ -33,6 +33,13 @@ async def sys_get_aid(
 async def sys_set_aid(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.SetAid
 ) -> abi.Aid:
+    own = f"pid:{target.pid}"
+    kept = await kernel.memory.size(own) + await kernel.files.size(own)
+    if kept or target.contexts or target.mailbox:
+        raise Conflict(
+            f"process {target.pid} has contexts, mail, records or files under its number already; "
+            "only one that has nothing yet can get another."
+        )
     kernel.processes.renumber(target, request.aid)
     return abi.Aid(target.pid)
 
