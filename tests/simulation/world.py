@@ -37,7 +37,7 @@ from aios.abi import events as ev
 from aios.abi import wire
 from aios.config import Config, Scheduler
 from aios.drivers.journal.memory import MemoryJournal
-from aios.errors import AiosError, KernelBug, Killed
+from aios.errors import AiosError, KernelBug, Killed, StoreFailed
 from aios.kernel.process import Process
 from aios.kernel.replay import is_told
 from aios.kernel.trace import check_ends
@@ -49,7 +49,12 @@ DEADLINE_S = 900.0  # of virtual time: what is not done by then hangs
 OUTSIDE_LIFE = 0  # the number of the one life that an outsider has
 COMPACTION = "/compact."  # in the place of one; they are counted, also those of a life that is void
 GIVEN = 40  # tokens that the operator gives to who is at the cap
+TROUBLE_EVERY, TROUBLE_S = 10, 0.3  # worlds, and seconds of a disk that takes nothing
+PATIENCE_S = (
+    60.0  # with programs after such trouble: they may have failed, and others wait for them
+)
 IS_OUTSIDE = contextvars.ContextVar("outside", default=False)
+KEPT = (abi.Generation, abi.ToolAnswer, abi.Sent, abi.Remembered, abi.StoredVersion, abi.Spawned)
 CONFIG = Config(scheduler=Scheduler(quantum=3))
 
 
@@ -95,6 +100,7 @@ class World:
         self.plan = [] if calm else self._plan()
         self.suspended_until: dict[str, float] = {}
         self.killed: set[str] = set()
+        self.had_trouble = False  # the disk was full for a while: programs may have failed
         self.rolling: set[int] = set()  # back to a snapshot: what they heard since counts no more
         self.forked: set[int] = set()
         self.forks: dict[str, set[str]] = {}  # by their note: where effects had happened before
@@ -108,6 +114,8 @@ class World:
             for kind in kinds
             if self.chance.random() < 0.4
         ]
+        if self.seed % TROUBLE_EVERY == 0:
+            deeds.append(Deed(START + self.chance.random(), "trouble", ""))
         return sorted(deeds)
 
     def __repr__(self) -> str:
@@ -134,6 +142,8 @@ class World:
         """A program was told something; another life of it must be told the same."""
         if actor.life.is_over or actor.pid in self.rolling:
             return
+        if self.had_trouble and not isinstance(outcome, KEPT):
+            return  # what was wrong, or only looked at, is told also when it cannot be kept
         where = (actor.pid, place)
         heard = (told(outcome), gist(outcome))
         first = self.told.setdefault(where, heard)
@@ -215,6 +225,7 @@ class Life:
             world.wrong += await self.kernel.check()
             self.ready.set()
             await Operator(self).work()
+            self.disk.trouble = ""
             await self._examine()
             self.loop.crash_at = None
             self.is_over = True
@@ -257,7 +268,7 @@ class Life:
         actor = Actor(self, script, pid, int(env["AIOS_LIFE"]), int(env["OS_PID"]), parent)
         try:
             await actor.run()
-        except (Broken, Killed):
+        except (Broken, Killed, StoreFailed):
             raise
         except Exception as error:
             if not self.is_over:
@@ -275,7 +286,8 @@ class Life:
             ("process", p.pid) for p in self.kernel.processes if p.state != "zombie"
         ]
         open_now += [("call", id) for p in self.kernel.processes for id in (*p.calls, *p.pending)]
-        wrong += check_ends(events, open_now)
+        if not world.had_trouble:  # then events may be missing
+            wrong += check_ends(events, open_now)
         wrong += await self.kernel.check()
         self.events = events
         self.transcripts: dict[str, dict[str, Any]] = {}
@@ -284,13 +296,14 @@ class Life:
                 continue  # a login, or one that never was
             calls = await self.kernel.journal.calls(process.pid, CallFilter(EVERY_CALL))
             valid = [history for history in calls if not history.void]
-            if process.exit_status and not world.killed:
+            if process.exit_status and not (world.killed or world.had_trouble):
                 wrong.append(
                     f"{process.program} ended with {process.exit_status}: {process.exit_reason}"
                 )
             self.transcripts[f"{process.program}#{process.pid}"] = self._transcript(process, valid)
             wrong += self._effects(process, valid)
-            wrong += self._spent(process, calls)
+            if not world.had_trouble:  # then tokens that nobody saw may be missing
+                wrong += self._spent(process, calls)
 
     def _transcript(self, process: Process, calls: list[CallHistory]) -> dict[str, Any]:
         """What was asked at each place, and what came of it."""
@@ -361,7 +374,12 @@ class Operator:
         self.life, self.world, self.kernel = life, life.world, life.kernel
 
     async def ask(self, call: abi.Call) -> Any:
-        return await self.life.trap(self.life.login, call)
+        """Once more while the disk takes nothing."""
+        while True:
+            try:
+                return await self.life.trap(self.life.login, call)
+            except StoreFailed:
+                await asyncio.sleep(TROUBLE_S)
 
     async def work(self) -> None:
         for pid in self.world.rolling:  # the machine was cut: they are back, or are not
@@ -374,6 +392,9 @@ class Operator:
             p for p in self.kernel.processes if p.parent is not None and p.state != "zombie"
         ]:
             await self._deeds()
+            if self.world.had_trouble and self.life.loop.time() > START + PATIENCE_S:
+                for process in living:  # it waits for one that failed
+                    await self._try(abi.KillAgent(aid=process.pid))
             for process in living:
                 if process.is_suspended:
                     await self._attend(process)
@@ -450,6 +471,10 @@ class Operator:
             match deed.kind:
                 case "core":
                     self.life.core.crash()
+                case "trouble":
+                    self.world.had_trouble = True
+                    self.life.disk.trouble = "the disk is full"
+                    self.life.loop.call_later(TROUBLE_S, setattr, self.life.disk, "trouble", "")
                 case "policy":
                     policy = self.world.chance.choice(("fifo", "round_robin", "priority"))
                     quantum = self.world.chance.randint(1, 5)
@@ -530,8 +555,17 @@ class Outsider:
     async def run(self) -> None:
         try:
             await Actor(self, self.script, self.pid, OUTSIDE_LIFE, OUTSIDE, None).run()  # type: ignore[arg-type]
+        except StoreFailed:
+            while True:
+                try:
+                    await self.trap(self.pid, abi.ExitAgent(exit_status=1))
+                    return
+                except StoreFailed:
+                    await asyncio.sleep(TROUBLE_S)
+                except AiosError:
+                    return  # it had been told
         except AiosError as error:
-            if self.script.name not in self.world.killed:
+            if self.script.name not in self.world.killed and not self.world.had_trouble:
                 self.world.wrong.append(f"{self.script.name} failed: {error!r}")
 
     async def trap(self, pid: int, call: abi.Call, on_delta: Any = None) -> Any:
@@ -650,6 +684,8 @@ def run(seed: int, disk: type[Disk] = Disk) -> Outcome:
         world.close()
     found = _outcome(world)
     found.wrong.extend(f"without any crash: {sentence}" for sentence in right.wrong)
+    if world.had_trouble:  # then a program may have failed, and its others with it
+        return found
     expected = {name.partition("#")[0]: calls for name, calls in right.transcripts.items()}
     for name, calls in found.transcripts.items():
         script = world.scripts[name.partition("#")[0]]

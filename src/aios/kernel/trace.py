@@ -100,7 +100,10 @@ class Trace:
             while True:
                 news.clear()
                 target = self.seq
-                await self.durable()
+                try:
+                    await self.durable()
+                except StoreFailed:
+                    pass  # what could not be kept is not shown; what was, is
                 while after < target:
                     page = await self._journal.events(after, 1000, of)
                     for event in page:
