@@ -20,8 +20,8 @@ LEVEL = 3  # of zstd: its default
 PACKED_FROM = 64  # bytes; a smaller frame is not worth it
 
 KNOWN = """
-SELECT hash FROM chunks JOIN volume_chunks ON chunk = id
-WHERE volume = :volume AND hash IN (SELECT unhex(value) FROM json_each(:hashes))
+SELECT hash FROM json_each(:hashes) CROSS JOIN chunks ON hash = unhex(value)
+CROSS JOIN volume_chunks ON volume = :volume AND chunk = chunks.id
 """
 OF_CONTENT = """
 SELECT chunks.hash, chunks.bytes FROM contents

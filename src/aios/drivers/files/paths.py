@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from aios.errors import InvalidCall
 
 NAME_BYTES = 255  # of one part: as much as host file systems take
 ROOT = "/"
+CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # the last are halves of characters
 
 
 def clean(path: str, limit: int, *, file: bool = False) -> str:
@@ -15,7 +17,7 @@ def clean(path: str, limit: int, *, file: bool = False) -> str:
     shown = ascii(path[:200])
     if not path:
         raise InvalidCall("the path is empty: give one like /notes/plan.md.")
-    if any(ord(sign) < 32 or 0xD800 <= ord(sign) < 0xE000 or ord(sign) == 127 for sign in path):
+    if CONTROL.search(path):
         raise InvalidCall(f"the path {shown} holds a control character: leave it out.")
     size = len(path.encode())
     if size > limit:
@@ -23,7 +25,7 @@ def clean(path: str, limit: int, *, file: bool = False) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise InvalidCall(f"the path {shown} holds '..': give it from the volume's root on.")
-    if any(len(part.encode()) > NAME_BYTES for part in parts):
+    if size > NAME_BYTES and any(len(part.encode()) > NAME_BYTES for part in parts):
         raise InvalidCall(f"the path {shown} has a part of more than {NAME_BYTES} bytes.")
     if file and (not parts or path.endswith("/")):
         raise InvalidCall(f"the path {shown} names a directory: give that of a file.")

@@ -205,6 +205,7 @@ class SqliteFiles:
                         f"process {author.pid} has staged nothing there in {owner}: write with "
                         "stage first, or give changes."
                     )
+            view.prefetch([*(made.clean(c.path) for c in changes), *(one.path for one in waiting)])
             for one in waiting:
                 made.make_staged(one)
             for change in changes:

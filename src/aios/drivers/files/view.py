@@ -5,7 +5,8 @@ Made and used inside one transaction of a reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,8 @@ SELECT {COLUMNS}, max(entries.version) FROM entries {JOINED}
 WHERE entries.volume = :volume AND entries.version <= :version AND
 """
 ONLY = "path = :path"
+HEAD = f"{HEADS} {ONLY}"
+HEADS_OF = f"{HEADS} path IN (SELECT value FROM json_each(:paths))"
 WITHIN = "(path = :path OR path >= :base || '/' AND path < :base || '0')"
 LIVE_BELOW = """
 SELECT path FROM heads WHERE volume = :volume AND content > 0
@@ -87,6 +90,7 @@ class View:
         self.version: int = row[3]
         self.bytes: int = row[4]
         self.quota: int | None = row[5]
+        self._heads: dict[str, Entry | None] = {}
 
     def __repr__(self) -> str:
         return f"<view of {self.owner} at version {self.version}>"
@@ -107,13 +111,20 @@ class View:
             has = f"has versions 1 to {self.version}" if self.version else "has no version yet"
             raise NotFound(f"there is no version {version} of {self.owner}: it {has}.")
 
+    def prefetch(self, wanted: Iterable[str]) -> None:
+        """Read the heads of paths, and of those on the way to them, at once."""
+        all_of = {one for path in wanted for one in (path, *paths.parents(path))}
+        values = {"volume": self.volume, "paths": json.dumps(list(all_of))}
+        known = {one.path: one for one in map(entry, self.connection.execute(HEADS_OF, values))}
+        self._heads = {path: known.get(path) for path in all_of}
+
     # --- what is there now ------------------------------------------------------------------------
 
     def head(self, path: str) -> Entry | None:
         """What is at a path, or was there last; from the host where that shows through."""
         mount = self.mount_of(path)
         if mount is None or mount.mode == "cow":
-            found = self._entry(f"{HEADS} {ONLY}", path)
+            found = self._heads[path] if path in self._heads else self._entry(HEAD, path)
             if mount is None or (found is not None and not found.uncovered):
                 return found
         host = Host(mount.host)

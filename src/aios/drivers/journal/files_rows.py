@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -46,22 +46,25 @@ INSERT OR IGNORE INTO volumes (owner, user, stamp, version, bytes) VALUES (:owne
 COMMIT = """
 INSERT INTO commits VALUES (:volume, :version, :writer, :author, :call, :at, :message)
 """
-CONTENT = "SELECT id FROM contents WHERE hash = ?"
-NEW_CONTENT = "INSERT INTO contents (hash, bytes) VALUES (?, ?) RETURNING id"
-ITS_CHUNK = "INSERT INTO content_chunks SELECT ?, ?, id FROM chunks WHERE hash = ?"
-ITS_CHUNKS = "SELECT count(*) FROM content_chunks WHERE content = ?"
-HELD = """
-INSERT OR IGNORE INTO volume_chunks SELECT ?, chunk FROM content_chunks WHERE content = ?
+CONTENTS = """
+SELECT hash, contents.id FROM json_each(?) CROSS JOIN contents ON hash = unhex(value)
 """
-ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?)"
-HEAD = "REPLACE INTO heads VALUES (?, ?, ?, ?)"
-PASSAGES = "SELECT id, hash, ordinal, line FROM passages WHERE volume = ? AND path = ?"
-PASSAGE = """
-INSERT INTO passages (volume, path, ordinal, line, hash) VALUES (?, ?, ?, ?, ?) RETURNING id
+CHUNKS = "SELECT hash, chunks.id FROM json_each(?) CROSS JOIN chunks ON hash = unhex(value)"
+LAST_CONTENT = "SELECT coalesce(max(id), 0) FROM contents"
+NEW_CONTENT = "INSERT INTO contents VALUES"
+ITS_CHUNK = "INSERT INTO content_chunks VALUES"
+HELD = "INSERT OR IGNORE INTO volume_chunks VALUES"
+ENTRY = "INSERT INTO entries VALUES"
+HEAD = "REPLACE INTO heads VALUES"
+PASSAGES = """
+SELECT path, hash, id, ordinal, line FROM passages
+WHERE volume = ? AND path IN (SELECT value FROM json_each(?))
 """
+LAST_PASSAGE = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'passages'), 0)"
+PASSAGE = "INSERT INTO passages VALUES"
 MOVED = "UPDATE passages SET ordinal = ?, line = ? WHERE id = ?"
 UNFOUND = "DELETE FROM passages WHERE id = ?"
-WORDS = "INSERT INTO file_words (rowid, text, marks) VALUES (?, ?, ?)"
+WORDS = "INSERT INTO file_words (rowid, text, marks) VALUES"
 
 COMMITTED = """
 UPDATE staged SET died = :call WHERE volume = :volume AND writer = :writer
@@ -219,8 +222,8 @@ def chunk(rows: Rows, row: ChunkRow) -> None:
 def commit(rows: Rows, commit: FileCommit) -> None:
     volume = _changed(rows, commit, commit.user, version=commit.version, size=commit.size)
     _commit(rows, volume, commit, commit.message)
-    for entry in commit.entries:
-        _entry(rows, volume, commit.version, entry)
+    _entries(rows, volume, commit.version, commit.entries)
+    _index(rows, volume, {entry.path: entry.passages for entry in commit.entries})
     if commit.staged:
         rows.execute(
             COMMITTED,
@@ -263,49 +266,78 @@ def _changed(
     return int(found)
 
 
-def _entry(rows: Rows, volume: int, version: int, entry: FileEntry) -> None:
-    execute = rows.connection.execute
-    content = 0 if entry.uncovered else None
-    if entry.content is not None:
-        content = _content(rows, entry.content)
-        execute(HELD, (volume, content))
-    execute(ENTRY, (volume, entry.path, version, content))
-    execute(HEAD, (volume, entry.path, version, content))
-    _index(rows, volume, entry.path, entry.passages)
+def _entries(rows: Rows, volume: int, version: int, entries: Sequence[FileEntry]) -> None:
+    contents = _contents(rows, volume, [e.content for e in entries if e.content is not None])
+    for entry in entries:
+        content = 0 if entry.uncovered else None
+        if entry.content is not None:
+            content = contents[entry.content.hash]
+        rows.add(ENTRY, (volume, entry.path, version, content))
+        rows.add(HEAD, (volume, entry.path, version, content))
 
 
-def _index(rows: Rows, volume: int, path: str, passages: Sequence[Passage]) -> None:
-    """Make these the passages of a file; those that it has already stay, with their vectors."""
+def _contents(rows: Rows, volume: int, contents: Sequence[FileContent]) -> dict[bytes, int]:
+    """The numbers of contents by their hashes, old ones and new; the volume holds their chunks.
+
+    ValueError if one is planned on chunks that are not there.
+    """
     execute = rows.connection.execute
-    before: defaultdict[bytes, list[tuple[int, int, int]]] = defaultdict(list)
-    for number, hash, ordinal, line in execute(PASSAGES, (volume, path)):
-        before[hash].append((number, ordinal, line))
-    for ordinal, passage in enumerate(passages):
-        hash = blake3(passage.words.encode()).digest(16)
-        if before.get(hash):
-            number, *place = before[hash].pop(0)
+    found = _ids(rows, CONTENTS, (content.hash for content in contents))
+    chunks = _ids(rows, CHUNKS, (hash for content in contents for hash, _ in content.chunks))
+    number = execute(LAST_CONTENT).get
+    for content in contents:
+        try:
+            held = [(chunks[hash], size) for hash, size in content.chunks]
+        except KeyError:
+            held = []
+        for chunk, _ in held:
+            rows.add(HELD, (volume, chunk))
+        if content.hash in found:
+            continue
+        if sum(size for _, size in held) != content.size:
+            raise ValueError("a file was planned on chunks that were not kept")
+        number += 1
+        found[content.hash] = number
+        rows.add(NEW_CONTENT, (number, content.hash, content.size))
+        start = 0
+        for chunk, size in held:
+            rows.add(ITS_CHUNK, (number, start, chunk))
+            start += size
+    return found
+
+
+def _ids(rows: Rows, query: str, hashes: Iterable[bytes]) -> dict[bytes, int]:
+    wanted = json.dumps([hash.hex() for hash in hashes])
+    return dict(rows.connection.execute(query, (wanted,)))
+
+
+def _index(rows: Rows, volume: int, files: Mapping[str, Sequence[Passage]]) -> None:
+    """Make these the passages of files; those that a file has already stay, with their vectors.
+
+    What goes is dropped before what comes is added: the index writes itself out in between.
+    """
+    execute = rows.connection.execute
+    before: defaultdict[tuple[str, bytes], list[tuple[int, int, int]]] = defaultdict(list)
+    values = (volume, json.dumps(list(files)))
+    for path, hash, number, ordinal, line in execute(PASSAGES, values):
+        before[path, hash].append((number, ordinal, line))
+    new: list[tuple[str, int, Passage, bytes]] = []
+    for path, passages in files.items():
+        for ordinal, passage in enumerate(passages):
+            hash = blake3(passage.words.encode()).digest(16)
+            if not before.get((path, hash)):
+                new.append((path, ordinal, passage, hash))
+                continue
+            number, *place = before[path, hash].pop(0)
             if place != [ordinal, passage.line]:
                 execute(MOVED, (ordinal, passage.line, number))
-            continue
-        number = execute(PASSAGE, (volume, path, ordinal, passage.line, hash)).get
-        execute(WORDS, (number, passage.words, f"v{volume}"))
-    rows.connection.executemany(UNFOUND, [(left[0],) for same in before.values() for left in same])
-
-
-def _content(rows: Rows, content: FileContent) -> int:
-    execute = rows.connection.execute
-    found = execute(CONTENT, (content.hash,)).get
-    if found is not None:
-        return int(found)
-    number = int(execute(NEW_CONTENT, (content.hash, content.size)).get)
-    start, its = 0, []
-    for hash, size in content.chunks:
-        its.append((number, start, hash))
-        start += size
-    rows.connection.executemany(ITS_CHUNK, its)
-    if start != content.size or execute(ITS_CHUNKS, (number,)).get != len(its):
-        raise ValueError("a file was planned on chunks that were not kept")
-    return number
+    gone = [(number,) for same in before.values() for number, _, _ in same]
+    rows.connection.executemany(UNFOUND, gone)
+    number = execute(LAST_PASSAGE).get
+    for path, ordinal, passage, hash in new:
+        number += 1
+        rows.add(PASSAGE, (number, volume, path, ordinal, passage.line, hash))
+        rows.add(WORDS, (number, passage.words, f"v{volume}"))
 
 
 def purge(rows: Rows, purge: FilePurge) -> None:
@@ -332,8 +364,7 @@ def stage(rows: Rows, stage: FileStage) -> None:
     volume = _changed(rows, stage, stage.user, size=stage.size)
     content = None
     if stage.content is not None:
-        content = _content(rows, stage.content)
-        rows.connection.execute(HELD, (volume, content))
+        content = _contents(rows, volume, [stage.content])[stage.content.hash]
     rows.execute(
         STAGE,
         volume=volume,
@@ -396,8 +427,7 @@ def copy(rows: Rows, copy: VolumeCopy) -> None:
         return
     made = int(rows.execute(COPY, volume=volume, **values).get)
     rows.execute(COPIED, volume=volume, copy=made, **values)
-    for path, passages in copy.passages:
-        _index(rows, made, path, passages)
+    _index(rows, made, dict(copy.passages))
 
 
 def _number(rows: Rows, owner: str) -> int | None:
