@@ -51,7 +51,7 @@ async def sys_fork_agent(
     memory = await kernel.memory.copy(target.pid, pid, upto)
     files = await kernel.files.copy(target.pid, pid, upto)
     said = await kernel.journal.context_at(target.pid, upto)
-    if target.state == "zombie":  # and its records may have gone before they were copied
+    if target.ended is not None:  # and its records may have gone before they were copied
         kernel.memory.recount()
         raise Conflict(f"process {target.pid} ended before it could be forked.")
     # from here on nothing is awaited: all of it is in one transaction, or nothing
