@@ -275,6 +275,8 @@ async def test_only_what_is_in_view_is_found(store: Store) -> None:
         await store.memory.find(one, "m3")
     with pytest.raises(NotFound):
         await store.memory.find(HERS, his)
+    assert await store.found("plan", MemoryView(())) == []
+    assert await store.found("plan", MemoryView(()), after=0.0) == []
 
 
 async def test_what_is_shared_singly_is_shared_as_it_is_now(store: Store) -> None:

@@ -57,6 +57,7 @@ async def test_scopes_are_the_processes_the_programs_and_the_users() -> None:
         assert set(await found(kernel, other_travel, "plan")) == {programs, users}
         assert await found(kernel, math_agent, "plan") == [users]
         assert await found(kernel, travel, "plan", scopes=("program",)) == [programs]
+        assert await found(kernel, travel, "plan", scopes=()) == []
         assert await read(kernel, math_agent, scope="user") == ["plan of the user"]
         assert await read(kernel, math_agent, scope="program") == []
         with pytest.raises(NotFound, match=f"no record {own} that you may see"):

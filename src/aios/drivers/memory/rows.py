@@ -24,6 +24,12 @@ COLUMNS = """
 number, id, owner, writer, born, text, data, tags, source, time, valid_from, marks, bytes,
 valid_to, superseded_by, died
 """
+NARROWED = """
+  AND (:source IS NULL OR source = :source)
+  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
+  AND NOT EXISTS (SELECT value FROM json_each(:tags)
+                  EXCEPT SELECT value FROM json_each(memories.tags))
+"""
 BY_ID = f"""
 SELECT {COLUMNS} FROM memories
 WHERE owner IN (SELECT value FROM json_each(:owners)) AND id = :id
@@ -38,11 +44,7 @@ SELECT {COLUMNS} FROM memories WHERE number IN (SELECT value FROM json_each(:num
 # By id, not by number: a copied record is as old as the one that it was copied from.
 NEWEST = f"""
 SELECT {COLUMNS} FROM memories
-WHERE owner = :owner AND (:history OR valid_to IS NULL)
-  AND (:source IS NULL OR source = :source)
-  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
-  AND NOT EXISTS (SELECT value FROM json_each(:tags)
-                  EXCEPT SELECT value FROM json_each(memories.tags))
+WHERE owner = :owner AND (:history OR valid_to IS NULL) {NARROWED}
 ORDER BY id DESC LIMIT :limit
 """
 
@@ -86,17 +88,18 @@ def visible(connection: Any, view: MemoryView, id: str) -> MemoryRow | None:
 
 
 def newest(connection: Any, owner: str, which: MemoryFilter, limit: int) -> list[MemoryRow]:
-    return rows(
-        connection,
-        NEWEST,
-        owner=owner,
-        history=which.history,
-        source=which.source,
-        after=which.after,
-        before=which.before,
-        tags=json.dumps(which.tags),
-        limit=limit,
-    )
+    values = {**narrowed(which), "owner": owner, "history": which.history, "limit": limit}
+    return rows(connection, NEWEST, **values)
+
+
+def narrowed(which: MemoryFilter) -> dict[str, Any]:
+    """What NARROWED asks for."""
+    return {
+        "source": which.source,
+        "after": which.after,
+        "before": which.before,
+        "tags": json.dumps(which.tags),
+    }
 
 
 def corrected_by(connection: Any, record: MemoryRow) -> list[MemoryRow]:

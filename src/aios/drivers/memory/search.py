@@ -18,20 +18,13 @@ if TYPE_CHECKING:
 
 POOL = 50  # best by words and best by meaning that are looked at; more, if more are asked for
 
-ALLOWED = """
+ALLOWED = f"""
 SELECT number FROM memories
-WHERE owner IN (SELECT value FROM json_each(:owners)) AND valid_to IS NULL
-  AND (:source IS NULL OR source = :source)
-  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
-  AND NOT EXISTS (SELECT value FROM json_each(:tags)
-                  EXCEPT SELECT value FROM json_each(memories.tags))
+WHERE owner IN (SELECT value FROM json_each(:owners)) AND valid_to IS NULL {rows.NARROWED}
 """
-AMONG = """
-SELECT number FROM memories WHERE number IN (SELECT value FROM json_each(:numbers))
-  AND (:source IS NULL OR source = :source)
-  AND (:after IS NULL OR time >= :after) AND (:before IS NULL OR time < :before)
-  AND NOT EXISTS (SELECT value FROM json_each(:tags)
-                  EXCEPT SELECT value FROM json_each(memories.tags))
+AMONG = f"""
+SELECT number FROM memories
+WHERE number IN (SELECT value FROM json_each(:numbers)) {rows.NARROWED}
 """
 
 
@@ -58,15 +51,17 @@ def search(
             near = _near(connection, view, meaning, which, pool)
     asked = words.terms(query)
     by_words = words.ask(connection, asked, which, pool, owners=view.owners)
-    if singles := _singles(connection, view, which):
-        by_words |= words.ask(connection, asked, which, pool, numbers=singles)
+    singles = _singles(connection, view, which)
+    by_words |= words.ask(connection, asked, which, pool, numbers=singles)
     if meaning is not None:
         near |= _cosines(connection, meaning, [*by_words.keys() - near.keys(), *singles])
     scores = fuse(by_words, near, meant=meaning is not None)
-    best = list(scores)[:limit]
     found = {
-        one.number: one for one in rows.rows(connection, rows.BY_NUMBER, numbers=json.dumps(best))
+        one.number: one
+        for one in rows.rows(connection, rows.BY_NUMBER, numbers=json.dumps(list(scores)[:limit]))
+        if one.owner in view.owners or one.number in singles  # whatever an index has said
     }
+    best = [number for number in scores if number in found]
     why = _matched(connection, asked, [number for number in best if number in by_words])
     return tuple(
         MemoryHit(
@@ -107,14 +102,8 @@ def _singles(connection: Any, view: MemoryView, which: MemoryFilter) -> list[int
 
 
 def _numbers(connection: Any, sql: str, which: MemoryFilter, **values: str) -> set[int]:
-    values_of = {
-        "source": which.source,
-        "after": which.after,
-        "before": which.before,
-        "tags": json.dumps(which.tags),
-        **values,
-    }
-    return {number for (number,) in connection.execute(sql, values_of)}
+    found = connection.execute(sql, {**rows.narrowed(which), **values})
+    return {number for (number,) in found}
 
 
 def _matched(

@@ -74,14 +74,14 @@ def ask(
     which: MemoryFilter,
     limit: int,
     *,
-    owners: Iterable[str] = (),
+    owners: Sequence[str] = (),
     numbers: Sequence[int] = (),
 ) -> dict[int, float]:
     """Numbers of the best records, of owners or among numbers, and their BM25 (higher is better).
 
     Those that have all the words, and if they are too few, those that have any of the rarest.
     """
-    if not words:
+    if not words or not (owners or numbers):
         return {}
     found = _ask(connection, words, " AND ", which, limit, owners, numbers)
     if len(found) < limit and len(words) > 1:

@@ -114,7 +114,7 @@ async def sys_mem_read(
 async def sys_mem_search(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.MemSearch
 ) -> abi.MemoryHits:
-    which = MemoryFilter(request.tags, request.source, request.after, request.before)
+    which = MemoryFilter(request.tags, request.source or None, request.after, request.before)
     view = view_of(kernel, target, request.scopes)
     return await kernel.memory.search(view, request.query, which, request.limit)
 
