@@ -23,6 +23,7 @@ PAGES = (
     "docs/howto/snapshots.md",
     "docs/howto/secrets.md",
     "docs/howto/memory.md",
+    "docs/howto/files.md",
 )
 INSTALLS = "pip install"  # the two commands that begin with a new environment: CI's own
 
