@@ -37,7 +37,7 @@ READY_S = 2.0
 AGENTS, TURNS = 10, 3
 KILLS = 8
 EFFECT_S = 0.3  # before and after an effect: a kill falls between it and its being told
-LATEST_S = 4.0  # of the instant of a kill, after the kernel has answered
+LATEST_S = 8.0  # of the instant of a kill, after the kernel has answered
 ROLES = ("user", "assistant")
 WAITING = """
 import asyncio, aios
