@@ -47,8 +47,8 @@ from aios.ports import MemoryFilter, MemoryView, Record, Stamp, VectorRow
 RECORDS = 10_000
 MANY = 100_000
 QUERIES = 500
-SAMPLE = 2_000  # of the other texts, embedded at random
-PIECE = 600  # characters of a record, at most: about 130 tokens
+SAMPLE = 1_000  # of the other texts, embedded at random
+PIECE = 400  # characters of a record, at most: about 90 tokens
 LEAST_WORDS = 4, 10  # of a first line and of a rest that say something
 FIRST = 10  # places that count
 OWNER = "user:bench"
