@@ -114,7 +114,7 @@ async def test_a_past_that_cannot_be_read_holds_up_nobody_else() -> None:
         login = kernel.identify(kernel.user_key)
         await kernel.trap(login, abi.ResumeAgent(aid=pids[0]))
         await settle(100)
-        assert damaged.lives == 2
+        assert (damaged.lives, damaged.note) == (2, "")
         await healthy(kernel)
 
 

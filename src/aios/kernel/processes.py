@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 STOPPED = "the kernel stopped"
+NOT_STARTED = "not started again: "  # and why, in the note of a process
 MAX_AID = 2**31 - 1  # numbers go on after the highest one, and a journal's end at 64 bits
 RESTARTS = 3  # of a program that asks for restart on-crash
 
@@ -308,6 +309,8 @@ class Processes:
             return
         process.lives += 1
         process.exit_status, process.exit_reason, process.result = None, "", None
+        if process.note.startswith(NOT_STARTED):
+            process.note = ""
         kernel.trace.emit(ev.ProcessRestarted, process.pid, self.row(process), life=process.lives)
         key = kernel.keys.renew(process)
         try:
@@ -325,7 +328,7 @@ class Processes:
             self.ended(process, 127, error.message)
             return
         process.awaits_launch = True
-        process.note = f"not started again: {error.message}"[:200]
+        process.note = f"{NOT_STARTED}{error.message}"[:200]
         self.suspend(process, "user")
 
     def go_on(self, process: Process) -> None:
