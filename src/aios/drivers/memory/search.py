@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from aios.abi.calls import MemoryHit
 from aios.drivers.memory import rows, words
-from aios.drivers.memory.fusion import Score, fuse
+from aios.drivers.ranking import fuse, terms
 from aios.ports import MemoryFilter, MemoryView
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def search(
     if meaning is not None:
         with meaning.matrices.lock:  # before the first look at the database, see there
             near = _near(connection, view, meaning, which, pool)
-    asked = words.terms(query)
+    asked = terms(query)
     by_words = words.ask(connection, asked, which, pool, owners=view.owners)
     singles = _singles(connection, view, which)
     by_words |= words.ask(connection, asked, which, pool, numbers=singles)
@@ -69,7 +69,7 @@ def search(
             score=round(scores[number].score, 4),
             words=round(scores[number].words, 4),
             meaning=round(scores[number].meaning, 4),
-            why=_why(why.get(number, ()), scores[number]),
+            why=scores[number].why(why.get(number, ())),
         )
         for number in best
     )
@@ -115,11 +115,3 @@ def _matched(
         for number in words.having(connection, word, numbers):
             found[number].append(word)
     return found
-
-
-def _why(matched: Sequence[str], score: Score) -> str:
-    """``words: ferry, timetable; meaning: 0.71``."""
-    parts = [f"words: {', '.join(matched)}"] if matched else []
-    if score.cosine is not None:
-        parts.append(f"meaning: {score.cosine:.2f}")
-    return "; ".join(parts)

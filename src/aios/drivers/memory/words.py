@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from aios.drivers.ranking import quoted, rarest
 from aios.ports import MemoryFilter
 
-MOST = 64  # words of a question that are looked at
-RAREST = 8  # of them, in the question that asks for any: the others cost more than they find
-WORD = re.compile(r"[^\W_]+")
-
-COMMON = """
-a about after all also an and any are as at be because been before being between both but by can
-could did do does doing done down each few for from had has have having he her here hers him his
-how i if in into is it its itself just like me more most my no nor not now of off on once only or
-other our out over own same she should so some such than that the their them then there these they
-this those through to too under until up us very was we were what when where which while who whom
-whose why will with would you your
-"""
-STOP_WORDS = frozenset(COMMON.split())
-
-FREQUENCY = "SELECT coalesce(sum(doc), 0) FROM memory_terms WHERE term = ?"
 ASKED = """
 SELECT memory_words.rowid, -rank FROM memory_words {join} WHERE memory_words MATCH :match {where}
 ORDER BY rank LIMIT :limit
@@ -50,24 +35,6 @@ def marks(owner: str, tags: Iterable[str], source: str) -> str:
     return " ".join([*found, mark("s", source)] if source else found)
 
 
-def terms(question: str) -> list[str]:
-    """Its words, each once; without stop words, unless it has no others."""
-    found = list(dict.fromkeys(WORD.findall(question.lower())))
-    return ([word for word in found if word not in STOP_WORDS] or found)[:MOST]
-
-
-def rarest(connection: Any, words: Sequence[str]) -> list[str]:
-    """Those of the words that few records have, as far as any has them."""
-    if len(words) <= RAREST:
-        return list(words)
-    stem = connection.fts5_tokenizer("porter", ["unicode61"])
-    counts: dict[str, int] = {}
-    for word in words:
-        stems = [term for (term,) in stem(word.encode(), 1, None, include_offsets=False)]
-        counts[word] = min((connection.execute(FREQUENCY, (s,)).get for s in stems), default=0)
-    return sorted((word for word in words if counts[word]), key=counts.__getitem__)[:RAREST]
-
-
 def ask(
     connection: Any,
     words: Sequence[str],
@@ -85,7 +52,15 @@ def ask(
         return {}
     found = _ask(connection, words, " AND ", which, limit, owners, numbers)
     if len(found) < limit and len(words) > 1:
-        some = _ask(connection, rarest(connection, words), " OR ", which, limit, owners, numbers)
+        some = _ask(
+            connection,
+            rarest(connection, words, "memory_terms"),
+            " OR ",
+            which,
+            limit,
+            owners,
+            numbers,
+        )
         found = {n: max(found.get(n, 0.0), some.get(n, 0.0)) for n in found.keys() | some.keys()}
     return found
 
@@ -125,7 +100,3 @@ def having(connection: Any, word: str, numbers: Sequence[int]) -> set[int]:
     sql = f"SELECT rowid FROM memory_words WHERE memory_words MATCH :match {ONLY}"
     values = {"match": f"text : {quoted(word)}", "numbers": json.dumps(numbers)}
     return {number for (number,) in connection.execute(sql, values)}
-
-
-def quoted(word: str) -> str:
-    return '"' + word.replace('"', '""') + '"'
