@@ -10,7 +10,7 @@ from test_recovery import Program, World, healthy, spawn
 
 from aios.abi import calls as abi
 from aios.abi.messages import ToolSpec
-from aios.errors import AiosError, TimedOut
+from aios.errors import AiosError, StoreFailed, TimedOut
 from aios.testing import FakeClock, ScriptedPrograms, settle, user
 
 COUNT = ToolSpec("count")
@@ -285,3 +285,23 @@ async def test_a_rollback_ends_what_a_dead_kernel_had_begun() -> None:
         await settle(200)
         assert kernel.processes.find(pid).exit_status == 0
         await healthy(kernel)
+
+
+async def test_an_answer_that_could_not_be_kept_is_not_told() -> None:
+    world = World(asyncio.Event().wait)  # type: ignore[arg-type]
+    async with world.kernel() as kernel:
+        login = kernel.identify(kernel.user_key)
+        spawned = await kernel.trap(login, abi.SpawnAgent(program="p", os_pid=1))
+        assert isinstance(spawned, abi.Spawned)
+        await kernel.trap(spawned.aid, abi.ToolRegister(tools=(COUNT,), place="0"))
+        call = abi.ToolCall(name="count", place="1")
+        calling = asyncio.ensure_future(kernel.trap(spawned.aid, call))
+        calling.add_done_callback(lambda call: call.cancelled() or call.exception())
+        taken = await kernel.trap(spawned.aid, abi.ToolNext())
+        assert isinstance(taken, abi.ToolInvocation)
+    async with world.kernel() as kernel:
+        world.journal.trouble = "the disk is full"
+        for asked in (abi.ToolReturn(id=taken.id, content="done"), call):
+            with pytest.raises(StoreFailed):
+                await kernel.trap(spawned.aid, asked)
+        world.journal.trouble = None

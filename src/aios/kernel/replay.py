@@ -81,6 +81,7 @@ class Replay:
         self._by_place: dict[str, CallHistory] = {}
         self._by_request: defaultdict[bytes, deque[CallHistory]] = defaultdict(deque)
         self._requests: dict[str, Any] = {}  # call id -> what was asked, in canonical form
+        self._kept: dict[str, asyncio.Future[None]] = {}  # what was settled in this life
         self.given = 0
         self.is_over = False  # it asked for something new
         for history in calls:
@@ -136,6 +137,11 @@ class Replay:
                 return history
         return None
 
+    async def kept(self, history: CallHistory) -> None:
+        """Wait until its outcome is durable; StoreFailed if it could not be kept."""
+        if kept := self._kept.get(history.start.id):
+            await asyncio.shield(kept)
+
     def take(self, history: CallHistory) -> None:
         """It has been given; it will not be again."""
         self.given += 1
@@ -149,8 +155,9 @@ class Replay:
         if not waiting:
             del self._by_request[_key(asked)]
 
-    def settle(self, call: str, end: CallEnd) -> None:
-        """A call's outcome is known now."""
+    def settle(self, call: str, end: CallEnd, kept: asyncio.Future[None]) -> None:
+        """A call's outcome is known now, and durable when *kept* is done."""
+        self._kept[call] = kept
         for spot, history in list(self._by_place.items()):
             if history.start.id == call:
                 self._by_place[spot] = msgspec.structs.replace(history, end=end)
@@ -199,6 +206,7 @@ async def recall(
             continue
         if is_told(history):
             replay.take(history)
+            await replay.kept(history)
             await caller.wait_running()
             return await _told(kernel, caller, entry, call, history, on_delta), None
         replay.take(history)
@@ -321,7 +329,7 @@ def settle(
         kernel.trace.emit(ev.CallCompleted, process.pid, end, call=call, name=name)
     process.pending.pop(call, None)
     if process.replay is not None:
-        process.replay.settle(call, end)
+        process.replay.settle(call, end, kernel.trace.durable())
 
 
 def retry(kernel: Kernel, process: Process, history: CallHistory) -> None:
@@ -335,7 +343,7 @@ def retry(kernel: Kernel, process: Process, history: CallHistory) -> None:
         kernel.trace.record(end)
     process.pending.pop(call, None)
     if process.replay is not None:
-        process.replay.settle(call, end)
+        process.replay.settle(call, end, kernel.trace.durable())
 
 
 def outcome_unknown(call: str) -> OutcomeUnknown:
