@@ -317,12 +317,14 @@ class AgentSnapshots(Reply, frozen=True):
 class RolledBack(Reply, frozen=True, omit_defaults=True):
     """A process is back at a snapshot.
 
-    effects are the calls since then whose doings outside cannot be undone, each with its arguments.
+    effects are the calls since then whose doings outside cannot be undone, each with its arguments;
+    held says which files stay as they are because somebody else changed them since.
     """
 
     aid: int
     snapshot: str
     effects: tuple[CallRecord, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 class SnapshotAgent(Call, frozen=True, kw_only=True):

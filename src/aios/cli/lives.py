@@ -63,6 +63,8 @@ def rollback(
         print("what these calls did outside cannot be undone:")
         for record in back.effects:
             print(f"  {call_line(record)}")
+    for file in back.held:
+        print(f"left as it is: {file}")
 
 
 def _outcome(done: bool, retry: bool, fail: bool) -> Outcome:

@@ -454,10 +454,11 @@ class Processes:
             self.suspend(process, "unknown_outcome")
         return bool(process.unknown)
 
-    async def rewind(self, process: Process, mark: MarkRow) -> list[CallHistory]:
+    async def rewind(self, process: Process, mark: MarkRow) -> tuple[list[CallHistory], list[str]]:
         """Take a process back to a snapshot and start its program again.
 
-        Returns the calls since then that did something outside, which is not undone.
+        Returns what is not undone: the calls since then that did something outside, and the files
+        that others changed since.
         """
         process.awaits_launch = bool(process.argv)  # and its program's end is not its own
         async with process.launching:
@@ -465,7 +466,7 @@ class Processes:
                 raise Conflict(f"process {process.pid} ended before it could be rolled back.")
             return await self._rewind(process, mark)
 
-    async def _rewind(self, process: Process, mark: MarkRow) -> list[CallHistory]:
+    async def _rewind(self, process: Process, mark: MarkRow) -> tuple[list[CallHistory], list[str]]:
         kernel = self._kernel
         process.awaits_launch = bool(process.argv)
         why = f"process {process.pid} is rolled back to {mark.id}"
@@ -478,6 +479,7 @@ class Processes:
             later = CallFilter(EVERY_CALL, after=mark.call, void=False)
             undone = await kernel.journal.calls(process.pid, later)
             memory = await kernel.memory.rewind(process.pid, mark.call)
+            held = await kernel.files.held(process.pid, mark.call)
             files = await kernel.files.rewind(process.pid, mark.call)
             for call in [call.start.id for call in undone if call.start.id in process.pending]:
                 self.end_pending(process, call, why)
@@ -507,7 +509,7 @@ class Processes:
             kernel.trace.record(self.row(process))
         if process.argv and process.state == "live":  # else it starts when it goes on
             await self._relaunch(process)
-        return [call for call in undone if self._left_its_mark(call)]
+        return [call for call in undone if self._left_its_mark(call)], held
 
     async def _reload(self, process: Process, call: int, undone: Iterable[CallHistory]) -> None:
         """Contexts and mailbox as they were after call number *call*."""

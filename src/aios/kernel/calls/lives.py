@@ -56,6 +56,7 @@ async def sys_fork_agent(
         raise Conflict(f"process {target.pid} ended before it could be forked.")
     # from here on nothing is awaited: all of it is in one transaction, or nothing
     process = kernel.processes.create(target.user, target, _spawned(target, request), call.id, pid)
+    process.seen_files = {owner: dict(seen) for owner, seen in target.seen_files.items()}
     kernel.processes.keep_environment(process)
     kernel.trace.record(*memory, *files)
     numbers = _copy_calls(kernel, process, target, told)
@@ -230,10 +231,13 @@ async def sys_rollback_agent(
             f"process {target.pid} cannot roll itself back: its next life would ask for it again; "
             "its parent or its user may."
         )
-    effects = await kernel.processes.rewind(target, mark)
+    effects, held = await kernel.processes.rewind(target, mark)
     kernel.trace.emit(ev.AgentRolledBack, target.pid, snapshot=mark.id)
     return abi.RolledBack(
-        target.pid, mark.id, tuple(as_record(target, history) for history in effects)
+        target.pid,
+        mark.id,
+        tuple(as_record(target, history) for history in effects),
+        tuple(held),
     )
 
 
