@@ -854,9 +854,7 @@ class Memory(Protocol):
         NotFound if it is not in view.
         """
 
-    async def newest(
-        self, owner: str, which: MemoryFilter, limit: int
-    ) -> list[MemoryRecord]: ...
+    async def newest(self, owner: str, which: MemoryFilter, limit: int) -> list[MemoryRecord]: ...
 
     async def search(
         self, view: MemoryView, query: str, which: MemoryFilter, limit: int

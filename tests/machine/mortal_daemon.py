@@ -1,6 +1,6 @@
 """The real daemon on a core whose answers are written: it is killed and started again.
 
-    AIOS_HOME=... python tests/machine/mortal_daemon.py
+AIOS_HOME=... python tests/machine/mortal_daemon.py
 """
 
 from __future__ import annotations
