@@ -306,3 +306,52 @@ async def test_a_number_under_which_something_is_kept_does_not_change() -> None:
     async with world.kernel() as kernel:
         assert len(kernel.processes.find(aids[0]).mailbox) == 1
         assert kernel.processes.find(99).program == "c"
+
+
+async def parent_and_child(program: Program) -> None:
+    kernel, pid = program.kernel, program.pid
+    if kernel.processes.find(pid).program == "p":
+        spawning = abi.SpawnAgent(program="child", argv=("program",), budget=abi.Limits(tokens=50))
+        child = (await program.ask(spawning)).aid
+        await program.ask(abi.SendMessage(to=child, body="begin"))
+        said = await program.say("hello there")
+        heard = (await program.ask(abi.RecvMessage(sender=child))).body
+        await program.ask(abi.MemWrite(text=heard))
+        await program.ask(abi.SnapshotAgent())
+        end = await program.ask(abi.WaitAgent(aid=child))
+        await kernel.trap(pid, abi.ExitAgent(result=f"{said}, {heard}, {end.result}"))
+    else:
+        mail = await program.ask(abi.RecvMessage())
+        await program.ask(abi.SendMessage(to=mail.sender, body=await program.say("I hear")))
+        await kernel.trap(pid, abi.ExitAgent(result="done"))
+
+
+async def test_cut_after_any_append_it_comes_to_the_same_end() -> None:
+    world = World(parent_and_child, gated=False, quantum=2)
+    cuts: list[MemoryJournal] = []
+
+    async def ends() -> list[tuple[Any, ...]]:
+        await settle(600)
+        await healthy(world.running)
+        assert list(world.journal.load().open_calls) == []
+        agents = [process for process in world.running.processes if process.parent is not None]
+        return [(p.pid, p.state, p.result, p.usage.tokens, p.left()) for p in agents]
+
+    async with world.kernel() as kernel:
+        append = world.journal.append
+
+        def cut(records: Any) -> asyncio.Future[None]:
+            appended = append(records)
+            cuts.append(world.journal.copy())
+            return appended
+
+        world.journal.append = cut  # type: ignore[method-assign]
+        pid = await spawn(kernel, budget=abi.Limits(tokens=100, calls=20))
+        right = await ends()
+        assert {state for _, state, *_ in right} == {"zombie"}
+        world.journal.append = append  # type: ignore[method-assign]
+    begun = [cut for cut in cuts if any(row.pid == pid for row in cut.load().processes)]
+    assert len(begun) > 20
+    for world.journal in begun:
+        async with world.kernel():
+            assert await ends() == right
