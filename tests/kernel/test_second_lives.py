@@ -305,3 +305,31 @@ async def test_an_answer_that_could_not_be_kept_is_not_told() -> None:
             with pytest.raises(StoreFailed):
                 await kernel.trap(spawned.aid, asked)
         world.journal.trouble = None
+
+
+async def test_a_call_whose_start_could_not_be_kept_has_one_when_it_is_told() -> None:
+    said: list[str] = []
+
+    async def live(program: Program) -> None:
+        said.append(await program.say("one"))
+        world.journal.trouble = "the disk is full"
+        saying = asyncio.ensure_future(program.say("two"))
+        saying.add_done_callback(lambda call: call.cancelled() or call.exception())
+        await settle()
+        world.journal.trouble = None
+        world.core.step()
+        said.append(await saying)
+        await program.say("three")
+
+    world = World(live)
+    async with world.kernel() as kernel:
+        pid = await spawn(kernel)
+        world.core.step()
+        await settle(200)
+        assert len(said) == 2
+        calls = await kernel.journal.calls(pid)
+        assert [(call.start.name, call.end is not None) for call in calls[:2]] == [
+            ("generate", True),
+            ("generate", True),
+        ]
+        assert b"two" in calls[1].start.request

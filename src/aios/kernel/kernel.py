@@ -264,6 +264,7 @@ class Kernel:
             open_call.made = history
             caller.pending.pop(id, None)
             self.trace.emit(ev.CallResumed, caller.pid, call=id, name=name)
+        open_call.lost = self.trace.lost
         caller.calls[open_call.id] = open_call
         return open_call
 
@@ -287,6 +288,10 @@ class Kernel:
         )
         try:
             await self.trace.durable()
+            if self.trace.lost != call.lost:  # its start may be among it: an end alone is no call
+                row = kept.row(call.id, process.pid, call.name, call.started, call.call)
+                self.trace.record(row, end)
+                await self.trace.durable()
         except StoreFailed:
             for undo in reversed(call.undo):
                 undo()

@@ -58,6 +58,7 @@ class OpenCall:
         "effects",
         "id",
         "is_silent",
+        "lost",
         "made",
         "name",
         "on_delta",
@@ -85,6 +86,7 @@ class OpenCall:
         self.started, self.task, self.on_delta = started, task, on_delta
         self.state: CallState = "active"
         self.is_silent = False  # leaves no trace
+        self.lost = 0  # what the trace had lost before it began
         self.ticket: Ticket | None = None
         self.progress: Progress | None = None
         self.verdict: AiosError | None = None  # why the kernel ended it, if it did

@@ -38,6 +38,7 @@ class Trace:
         self._followers: set[asyncio.Event] = set()
         self._closed = False
         self._frozen = False
+        self.lost = 0  # how many appends the journal did not take
         self._pending: list[Record] = []  # said in this turn of the event loop
 
     def emit(self, kind: type[Event], pid: int, *records: Record, **fields: Any) -> None:
@@ -63,7 +64,13 @@ class Trace:
             nothing.exception()  # seen: it may be left unawaited
             return nothing
         pending, self._pending = self._pending, []
-        return self._journal.append(pending)
+        appended = self._journal.append(pending)
+        appended.add_done_callback(self._count_lost)
+        return appended
+
+    def _count_lost(self, appended: asyncio.Future[None]) -> None:
+        if not appended.cancelled() and appended.exception():
+            self.lost += 1
 
     def _hand_over(self) -> None:
         # one append for what many said in this turn of the loop: a future each would cost more
