@@ -95,6 +95,7 @@ class World:
         self.outside: set[asyncio.Task[Any]] = set()  # tasks that outlive a crash
         self.loop.set_task_factory(self._make_task)
         self.names: dict[int, str] = {}
+        self.parents: dict[int, int | None] = {}
         self.given: Counter[int] = Counter()  # tokens, by pid, at most
         self.wrong: list[str] = []
         self.plan = [] if calm else self._plan()
@@ -132,9 +133,9 @@ class World:
             task.add_done_callback(self.outside.discard)
         return task
 
-    def has_no_mail(self, name: str) -> bool:
-        kinds = {step.kind for step in self.scripts[name].steps}
-        return self.is_alone(name) and "myself" not in kinds
+    def does(self, name: str, *kinds: str) -> bool:
+        """Whether any step of a program is of these kinds."""
+        return any(step.kind in kinds for step in self.scripts[name].steps)
 
     # --- what programs say and do -----------------------------------------------------------------
 
@@ -264,7 +265,8 @@ class Life:
         script = self.world.scripts[env["AIOS_PROGRAM"]]
         self.world.names[pid] = script.name
         process = self.kernel.processes.find(pid)
-        parent = process.parent.pid if process.parent else None
+        above = process.parent.pid if process.parent else None
+        parent = self.world.parents.setdefault(pid, above)  # also when that one has ended
         actor = Actor(self, script, pid, int(env["AIOS_LIFE"]), int(env["OS_PID"]), parent)
         try:
             await actor.run()
@@ -482,9 +484,13 @@ class Operator:
                 case "suspend" if found:
                     self.world.suspended_until[deed.name] = deed.at + 1.0
                     await self._try(abi.SuspendAgent(aid=found[0].pid))
+                case "rollback" | "fork" if self.world.does(deed.name, "forget"):
+                    pass  # what was deleted for good is in no copy
                 case "rollback" if found and self.world.is_alone(deed.name):
                     await self._roll_back(self.world.chance.choice(found))
-                case "fork" if found and self.world.has_no_mail(deed.name):  # a fork gets none
+                case "fork" if self.world.does(deed.name, "myself"):
+                    pass  # a fork has no mail
+                case "fork" if found and self.world.is_alone(deed.name):
                     await self._fork(self.world.chance.choice(found))
                 case "kill" if found and "." not in deed.name:  # a child is waited for
                     self.world.killed.add(deed.name)
