@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -318,7 +319,8 @@ async def test_until_there_are_vectors_words_are_found_and_the_note_says_so(
     assert found.note == "found by words only: the embedder is being repaired."
     meaning.embedder.trouble = ""
     found = await meaning.search("automobile")
-    assert found.note.startswith("some records have no vector yet and are found by words only")
+    # how many, and what the trouble was, it says as soon as the background has come to it
+    assert re.match(r"records without a vector yet( \(1\))? are found by words only", found.note)
     await meaning.until_embedded()
     assert (await meaning.search("car")).note == ""
 

@@ -414,7 +414,7 @@ class SqliteFiles:
         )
         if found.without:
             notes.append(
-                f"{found.without:,} passages have no vector yet and were looked for by words only"
+                f"passages without a vector yet ({found.without:,}) were looked for by words only"
             )
             if self._vectors is not None and self._vectors.trouble:
                 notes.append(f"no vectors are made now: {self._vectors.trouble.rstrip('.')}")

@@ -82,9 +82,9 @@ class Vectors:
         """What a search has to say about vectors: nothing, once all are made."""
         if not self.behind:
             return ""
-        which = f"{self._left:,} records" if self._left else "some records"
+        how_many = f" ({self._left:,})" if self._left else ""
         why = f": {self._trouble}" if self._trouble else "."
-        return f"{which} have no vector yet and are found by words only{why}"
+        return f"records without a vector yet{how_many} are found by words only{why}"
 
     def start(self) -> None:
         if self._task is None:
