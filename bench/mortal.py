@@ -91,7 +91,8 @@ class Machine:
                 pass  # it ended by itself, or with the kernel
         if self._process is not None:
             self._process.wait()
-        psutil.wait_procs([kernel, *below])
+        else:
+            kernel.wait()
 
     def close(self) -> None:
         if self.is_up():
