@@ -5,7 +5,6 @@ What was written while there was no embedder, or by another one, gets its vector
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aios.drivers.chore import Chore
 from aios.drivers.files import chunks
 from aios.drivers.files.passages import texts
-from aios.errors import AiosError
 from aios.ports import Embedder, FileContent, PassageVector, Record
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +38,7 @@ VECTORS = "SELECT passage, vector FROM passage_vectors WHERE volume = ? AND mode
 
 
 class Vectors:
-    """The background task; trouble says why it does not go on."""
+    """The background task that makes them."""
 
     def __init__(
         self,
@@ -50,44 +49,32 @@ class Vectors:
     ) -> None:
         self._embedder, self._read, self._append = embedder, read, append
         self._indexed = indexed
-        self._task: asyncio.Task[None] | None = None
-        self._news: asyncio.Event | None = None
+        self._chore = Chore(self._batch)
+        self._is_planned = False  # something was, which is there after the next append
         self._model: str | None = None  # whose vectors it has been making
         self._after = 0  # up to this passage all have one
-        self.trouble = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not go on; empty if it does."""
+        return self._chore.trouble
 
     def start(self) -> None:
-        if self._task is None:
-            self._news = asyncio.Event()
-            self._news.set()
-            self._task = asyncio.create_task(self._run())
+        self._chore.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._chore.close()
 
     def wake(self) -> None:
         """Something was written."""
-        if self._news is not None:
-            self._news.set()
-
-    async def _run(self) -> None:
-        assert self._news is not None
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                await self._append([])  # what was planned just now is there after this
-                while await self._batch():
-                    pass
-                self.trouble = ""
-            except AiosError as error:  # a full disk, a broken embedder: again at the next news
-                self.trouble = error.message
+        self._is_planned = True
+        self._chore.wake()
 
     async def _batch(self) -> bool:
         """Make some; whether there may be more."""
+        if self._is_planned:
+            self._is_planned = False
+            await self._append([])
         model = self._embedder.model
         if model is None:
             return False

@@ -5,14 +5,13 @@ What was written while there was no embedder, or by another one, gets its vector
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
 
-from aios.errors import AiosError
+from aios.drivers.chore import Chore
 from aios.ports import Embedder, Record, VectorRow
 
 BATCH = 16  # records; about a third of a second on one core, after which others may append
@@ -68,13 +67,11 @@ class Vectors:
         append: Callable[[Sequence[Record]], Awaitable[None]],
     ) -> None:
         self._embedder, self._load, self._append = embedder, load, append
-        self._task: asyncio.Task[None] | None = None
-        self._news: asyncio.Event | None = None
+        self._chore = Chore(self._batch)
         self._model: str | None = None  # whose vectors it has been making
         self._after = 0  # up to this number all have one
         self._times = 0  # that this was said to be so no more
         self._left = 0  # to be made, as far as they were counted
-        self._trouble = ""  # why it does not go on
         self.behind = True
 
     @property
@@ -83,24 +80,18 @@ class Vectors:
         if not self.behind:
             return ""
         how_many = f" ({self._left:,})" if self._left else ""
-        why = f": {self._trouble}" if self._trouble else "."
+        why = f": {self._chore.trouble}" if self._chore.trouble else "."
         return f"records without a vector yet{how_many} are found by words only{why}"
 
     def start(self) -> None:
-        if self._task is None:
-            self._news = asyncio.Event()
-            self._news.set()
-            self._task = asyncio.create_task(self._run())
+        self._chore.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._chore.close()
 
     def look_again(self) -> None:
         """Wake up if the embedder is another one now, or if there was trouble."""
-        if self._embedder.model != self._model or self._trouble:
+        if self._embedder.model != self._model or self._chore.trouble:
             self.wake()
 
     def wake(self, *, again: bool = False) -> None:
@@ -108,20 +99,7 @@ class Vectors:
         if again:
             self._after, self._times = 0, self._times + 1
         self.behind = True
-        if self._news is not None:
-            self._news.set()
-
-    async def _run(self) -> None:
-        assert self._news is not None
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                while await self._batch():
-                    pass
-                self._trouble = ""
-            except AiosError as error:  # a full disk, a broken embedder: tried at the next news
-                self._trouble = error.message
+        self._chore.wake()
 
     async def _batch(self) -> bool:
         """Make some; whether there may be more."""
@@ -140,7 +118,7 @@ class Vectors:
         )
         self._left = left
         if not rows:
-            if self._news is not None and not self._news.is_set():
+            if not self._chore.has_news:
                 self.behind = False
             return False
         pending = [Pending(*row) for row in rows]
