@@ -206,7 +206,7 @@ async def test_a_program_is_started_once_by_whoever_is_first() -> None:
         process = kernel.processes.find(pid)
         await settle(100)
         kernel.processes.resume(process, "user")
-        await kernel.processes.relaunch(process)
+        await kernel.lives.relaunch(process)
         await settle(100)
         assert world.lives == [2]
         assert process.state == "live"

@@ -36,6 +36,7 @@ from aios.errors import (
 from aios.kernel import access, kept, recovery, replay
 from aios.kernel.generation import LOST_IN_A_ROW
 from aios.kernel.keys import Keys
+from aios.kernel.lives import Lives
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.processes import Processes
 from aios.kernel.scheduler import Scheduler
@@ -91,6 +92,7 @@ class Kernel:
         image = journal.load()
         self.trace = Trace(journal, clock, image.last_seq)
         self.processes = Processes(self, image.last_pid)
+        self.lives = Lives(self)
         self.grants = access.Grants(image.grants)
         self.keys = Keys(self, image.keys)
         self.marks: dict[str, MarkRow] = {row.id: row for row in image.marks}
@@ -164,7 +166,7 @@ class Kernel:
             if told is None:
                 raise _over(pid)
             return told
-        if self.processes.is_between_lives(caller):
+        if self.lives.is_between_lives(caller):
             raise Killed(f"the program of process {pid} is started again; this life of it is over.")
         if caller.heard is not None:
             caller.heard.set()

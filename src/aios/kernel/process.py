@@ -313,6 +313,14 @@ class Process:
             yield from child.subtree()
         yield self
 
+    @property
+    def runner(self) -> Process | None:
+        """Itself or the nearest above that has a program: whose Python runs it."""
+        process: Process | None = self
+        while process is not None and not process.argv:
+            process = process.parent
+        return process
+
     def depth(self) -> int:
         return 0 if self.parent is None else 1 + self.parent.depth()
 

@@ -1,4 +1,4 @@
-"""The process table: how processes come to be, stop, go on and end.
+"""The process table: how processes come to be, stop, go on and end (their programs: lives.py).
 
 The table owns the processes; what else must hear of a change (the trace, the schedulers, the keys)
 is told here, so that no caller can forget one.
@@ -7,7 +7,7 @@ is told here, so that no caller can forget one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,32 +15,22 @@ from msgspec import Struct
 
 from aios.abi import events as ev
 from aios.abi import wire
-from aios.abi.calls import CALLS, Call, Limits, Mail, Reason, SpawnAgent, Spawned, Status
+from aios.abi.calls import Limits, Reason, SpawnAgent, Status
 from aios.abi.messages import Usage
 from aios.errors import (
     AiosError,
     BudgetExhausted,
-    Cancelled,
     Conflict,
     Killed,
     QueueFull,
 )
-from aios.kernel import access, replay
-from aios.kernel.context import Context
+from aios.kernel import access
 from aios.kernel.process import Process
-from aios.kernel.replay import Replay, Unknown
-from aios.kernel.table import SYSTEM_CALLS
 from aios.ports import (
-    EVERY_CALL,
     CallEnd,
-    CallFilter,
-    CallHistory,
-    EnvRow,
     Forget,
     GrantRow,
-    MarkRow,
     ProcessRow,
-    Rewind,
     SpentRow,
     Started,
 )
@@ -49,9 +39,7 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
 
 STOPPED = "the kernel stopped"
-NOT_STARTED = "not started again: "  # and why, in the note of a process
 MAX_AID = 2**31 - 1  # numbers go on after the highest one, and a journal's end at 64 bits
-RESTARTS = 3  # of a program that asks for restart on-crash
 
 
 class Kept(Struct, omit_defaults=True):
@@ -274,270 +262,6 @@ class Processes:
             os_pid=process.os.os_pid if process.os else None,
         )
 
-    async def launch(self, process: Process, key: str) -> None:
-        """Start a process's program; InvalidCall if it cannot be started (the process ends)."""
-        try:
-            await self._start(process, process.spawned.env, key)
-        except AiosError as error:
-            self.ended(process, 127, error.message)
-            raise
-        self._kernel.spawn_task(self._watch(process))
-
-    async def relaunch(self, process: Process) -> None:
-        """Start its program, if it awaits that: a next life, which replays the earlier ones.
-
-        A process with calls that have to be settled first stays suspended.
-        """
-        async with process.launching:
-            if process.awaits_launch and process.state != "zombie":  # else somebody was faster
-                await self._relaunch(process)
-
-    async def _relaunch(self, process: Process) -> None:
-        kernel = self._kernel
-        process.awaits_launch, process.os = False, None
-        try:
-            await self.end_survivor(process)
-            await kernel.trace.durable()
-            if await self.look_back(process):
-                return
-            sealed = await kernel.journal.environment(process.pid)
-            given = kernel.vault.open(process.user, sealed) if sealed else b"{}"
-        except AiosError as error:
-            self.not_started(process, error)
-            return
-        if process.state == "zombie":
-            return
-        process.lives += 1
-        process.exit_status, process.exit_reason, process.result = None, "", None
-        if process.note.startswith(NOT_STARTED):
-            process.note = ""
-        kernel.trace.emit(ev.ProcessRestarted, process.pid, self.row(process), life=process.lives)
-        key = kernel.keys.renew(process)
-        try:
-            await self._start(process, wire.decode(given, dict[str, str]), key)
-        except AiosError as error:
-            self.ended(process, 127, error.message)
-            return
-        kernel.spawn_task(self._watch(process))
-
-    def not_started(self, process: Process, error: AiosError) -> None:
-        """Its next life could not be prepared (the disk, a key file): it waits to be resumed."""
-        if process.state == "zombie":
-            return
-        if process.state == "new":  # it has not lived yet
-            self.ended(process, 127, error.message)
-            return
-        process.awaits_launch = True
-        process.note = f"{NOT_STARTED}{error.message}"[:200]
-        self.suspend(process, "user")
-
-    def go_on(self, process: Process) -> None:
-        """A process of a dead kernel is watched again; ``resume`` starts its program, if any."""
-        kernel = self._kernel
-        if process.state == "zombie":
-            for call in list(process.pending):  # it had no time to end them
-                self.end_pending(process, call, process.exit_reason)
-            self._keep(process, self._reap_later(process))
-            return
-        if process.state != "new" and process.budget.seconds is not None:
-            self.count_seconds(process)
-        if "budget" in process.reasons:
-            self.at_cap.add(process)
-        if process.argv:
-            return
-        if process.state != "new":
-            lives_on = not self._runs_in_program(process)
-            process.looking = kernel.spawn_task(self._look_back_once(process, lives_on))
-        os_pid = process.spawned.os_pid
-        if os_pid is None:
-            self._keep(process, self._end_if_silent(process))
-        elif not self._runs_in_program(process):
-            self.tie(process, os_pid)
-
-    async def end_survivor(self, process: Process) -> None:
-        """End what still runs of its program's life under a dead kernel: two never overlap."""
-        if process.survivor is not None:
-            await self._kernel.programs.end_survivor(process.survivor)
-            process.survivor = None
-
-    def is_between_lives(self, process: Process) -> bool:
-        """Whether the program that runs it is to be started again: who calls is a survivor."""
-        return _program_of(process).awaits_launch
-
-    def _runs_in_program(self, process: Process) -> bool:
-        """Whether it is run by the Python of a program that starts again and asks for it again."""
-        above = process.parent
-        while above is not None:
-            if above.awaits_launch:
-                return True
-            above = above.parent
-        return False
-
-    async def _look_back_once(self, process: Process, lives_on: bool) -> None:
-        try:
-            await self.look_back(process, lives_on)
-        finally:
-            process.looking = None
-
-    def listen(self, process: Process) -> asyncio.Event:
-        """Set at the next call that it makes, or at its end."""
-        if process.heard is None:
-            process.heard = asyncio.Event()
-        return process.heard
-
-    async def either(self, work: Coroutine[Any, Any, Any], seconds: float) -> bool:
-        """Wait for *work*, but no longer than so many seconds; whether it came to its end."""
-        working = asyncio.ensure_future(work)
-        sleeping = asyncio.ensure_future(self._kernel.clock.sleep(seconds))
-        try:
-            await asyncio.wait({working, sleeping}, return_when=asyncio.FIRST_COMPLETED)
-            return working.done()
-        finally:
-            working.cancel()
-            sleeping.cancel()
-
-    async def _end_if_silent(self, process: Process) -> None:
-        """One that somebody else runs has so long to come back after a restart."""
-        seconds = self._kernel.config.kernel.reconnect_s
-        if not await self.either(self.listen(process).wait(), seconds):
-            self.ended(process, -1, f"lost: nothing was heard of it {seconds:g} s after a restart")
-
-    def keep_environment(self, process: Process) -> None:
-        """Sealed: it may hold keys of others, and a next life needs it."""
-        if process.spawned.env:
-            sealed = self._kernel.vault.seal(process.user, wire.encode(process.spawned.env))
-            self._kernel.trace.record(EnvRow(process.pid, sealed))
-
-    async def take_up(self, child: Process, parent: Process) -> str:
-        """A second life runs this child in its own Python again; returns the child's new key.
-
-        One that has ended is told again what it was told.
-        """
-        key = self._kernel.keys.renew(child)
-        if child.looking is not None:
-            await asyncio.shield(child.looking)
-        if child.state != "new" and not (child.replay is not None and child.replay.is_unused):
-            await self._kernel.trace.durable()
-            await self.look_back(child)
-        is_over = child.state == "zombie"
-        program = self._program_of(parent)
-        if program and program.os and child.spawned.os_pid is not None and not is_over:
-            self.tie(child, program.os.os_pid)
-        return key
-
-    async def look_back(self, process: Process, lives_on: bool = False) -> bool:
-        """Read back what its earlier lives asked; True if there are calls to be settled first.
-
-        lives_on: the Python that runs it has not died, and works on what it was given.
-        """
-        kernel = self._kernel
-        calls = await kernel.journal.calls(process.pid, CallFilter(EVERY_CALL, void=False))
-        is_replayed = replay.is_replayed(SYSTEM_CALLS)
-        process.replay = Replay(calls, is_replayed)
-        begun = [call for call in calls if call.end is None]
-        process.pending = {call.start.id: call.start.name for call in begun}
-        for call in begun:
-            if not is_replayed(call.start.name):
-                self.end_pending(process, call.start.id, STOPPED)
-        children = {child.by: child for child in self if child.by}
-        for call in begun:
-            if child := children.get(call.start.id):  # its effect is there, so it had its result
-                replay.settle(kernel, process, call, Spawned(child.pid))
-        for call in await replay.outcomes(kernel, process, calls, lives_on):
-            process.unknown[call.start.id] = Unknown(call)
-            if "unknown_outcome" not in process.reasons:  # else it was told in a kernel before
-                kernel.trace.emit(
-                    ev.CallUnknown, process.pid, call=call.start.id, name=call.start.name
-                )
-        if process.unknown:
-            process.awaits_launch = bool(process.argv)
-            self.suspend(process, "unknown_outcome")
-        return bool(process.unknown)
-
-    async def rewind(self, process: Process, mark: MarkRow) -> tuple[list[CallHistory], list[str]]:
-        """Take a process back to a snapshot and start its program again.
-
-        Returns what is not undone: the calls since then that did something outside, and the files
-        that others changed since.
-        """
-        process.awaits_launch = bool(process.argv)  # and its program's end is not its own
-        async with process.launching:
-            if process.state == "zombie":
-                raise Conflict(f"process {process.pid} ended before it could be rolled back.")
-            return await self._rewind(process, mark)
-
-    async def _rewind(self, process: Process, mark: MarkRow) -> tuple[list[CallHistory], list[str]]:
-        kernel = self._kernel
-        process.awaits_launch = bool(process.argv)
-        why = f"process {process.pid} is rolled back to {mark.id}"
-        self.leave_calls(process, why)
-        if process.os is not None:
-            await kernel.programs.kill(process.pid, kernel.config.kernel.kill_grace_s)
-            process.os = None
-        try:
-            await kernel.trace.durable()
-            later = CallFilter(EVERY_CALL, after=mark.call, void=False)
-            undone = await kernel.journal.calls(process.pid, later)
-            memory = await kernel.memory.rewind(process.pid, mark.call)
-            held = await kernel.files.held(process.pid, mark.call)
-            files = await kernel.files.rewind(process.pid, mark.call)
-            for call in [call.start.id for call in undone if call.start.id in process.pending]:
-                self.end_pending(process, call, why)
-            rewind = Rewind(process.pid, mark.call, kernel.clock.now())
-            kernel.trace.record(rewind, *memory, *files)
-            await kernel.trace.durable()
-            kernel.memory.recount()  # others may have asked since it was planned
-        except AiosError:  # it is what it was, and goes on from there
-            if process.argv and process.state == "live":
-                await self._relaunch(process)
-            raise
-        process.pending.clear()
-        for unknown in process.unknown.values():
-            unknown.answer(Cancelled(why))
-        process.unknown.clear()
-        process.replay = None
-        kernel.marks = {
-            id: other
-            for id, other in kernel.marks.items()
-            if other.pid != process.pid or other.call <= mark.call
-        }
-        await self._reload(process, mark.call, undone)
-        if process.is_suspended:  # it has neither diverged there, nor is anything unknown
-            process.reasons -= {"diverged", "unknown_outcome"}
-            if not process.reasons:
-                process.move("live")
-            kernel.trace.record(self.row(process))
-        if process.argv and process.state == "live":  # else it starts when it goes on
-            await self._relaunch(process)
-        return [call for call in undone if self._left_its_mark(call)], held
-
-    async def _reload(self, process: Process, call: int, undone: Iterable[CallHistory]) -> None:
-        """Contexts and mailbox as they were after call number *call*."""
-        settings = {name: context.setting for name, context in process.contexts.items()}
-        rows = await self._kernel.journal.context_at(process.pid, call)
-        process.contexts.clear()
-        for name in dict.fromkeys(row.context for row in rows):
-            own = [row for row in rows if row.context == name]
-            process.contexts[name] = context = Context.from_rows(name, own)
-            context.setting = settings.get(name, context.setting)
-        mail = await self._kernel.journal.mail(process.pid)
-        process.mailbox.clear()
-        process.mail_size = 0
-        for row in mail:
-            body = wire.decode(row.mail, Mail)
-            process.put_mail(row.number, body, len(wire.encode(body.body)))
-
-    def _left_its_mark(self, call: CallHistory) -> bool:
-        """Whether it did something outside that no rollback takes back."""
-        entry = SYSTEM_CALLS.get(CALLS.get(call.start.name, Call))
-        return entry is not None and entry.effect == "once" and entry.charged
-
-    def caught_up(self, process: Process) -> None:
-        """A second life asked for something new; said once."""
-        if process.replay is not None and not process.replay.is_over:
-            process.replay.is_over = True
-            self._kernel.trace.emit(ev.ReplayEnded, process.pid, replayed=process.replay.given)
-
     def spent(self, process: Process) -> list[SpentRow]:
         """What it and those who pay with it have spent and have left, for the journal."""
         rows = []
@@ -548,66 +272,6 @@ class Processes:
                 rows.append(SpentRow(each.pid, wire.encode(each.usage), wire.encode(left)))
             each = each.payer
         return rows
-
-    async def _start(self, process: Process, given: dict[str, str], key: str) -> None:
-        """Start its program; what happened to the process meanwhile happens to the program."""
-        env = {**(given or self._kernel.base_env), **self._environment(process, key)}
-        process.os = await self._kernel.programs.start(
-            process.pid, process.spawned.argv, process.spawned.cwd, env
-        )
-        if process.state == "zombie":
-            await self._kernel.programs.kill(process.pid, 0)
-        elif process.state == "new":
-            self.go_live(process)
-        else:  # a next kernel must know the OS process, to end it
-            self._kernel.trace.record(self.row(process))
-            if process.is_suspended:
-                await self._kernel.programs.stop(process.pid)
-
-    def _environment(self, process: Process, key: str) -> dict[str, str]:
-        env = {
-            "AIOS_KEY": key,
-            "AIOS_PID": str(process.pid),
-            "AIOS_LIFE": str(process.lives),
-            "AIOS_TASK": process.task,
-            "AIOS_PROGRAM": process.program,
-            "OPENAI_API_KEY": key,
-            "OPENAI_CUSTOM_HEADERS": f"X-Session-ID: {process.pid}",
-            "OPENAI_AGENTS_DISABLE_TRACING": "1",
-        }
-        if self._kernel.socket:
-            env["AIOS_URL"] = f"unix:{self._kernel.socket}"
-        if self._kernel.base_url:
-            env |= {
-                "OPENAI_BASE_URL": f"{self._kernel.base_url}/v1",
-                "OPENAI_API_BASE": f"{self._kernel.base_url}/v1",
-            }
-            env.setdefault("AIOS_URL", self._kernel.base_url)
-        return env
-
-    async def _watch(self, process: Process) -> None:
-        """Until its program has ended; starts it again if it asked for that."""
-        life = process.lives
-        status = await self._kernel.programs.wait(process.pid)
-        if process.state == "zombie" or process.awaits_launch or process.lives != life:
-            return
-        if status and process.spawned.restart == "on-crash" and process.restarts < RESTARTS:
-            process.restarts += 1
-            process.awaits_launch = True
-            self.leave_calls(process, "its program crashed and is started again")
-            await self.relaunch(process)
-            return
-        how = f"exited with status {status}" if status >= 0 else f"ended by signal {-status}"
-        if process.exit_status is None:
-            process.exit_status = status
-        self.ended(process, status, process.exit_reason or how)
-
-    def leave_calls(self, process: Process, reason: str) -> None:
-        """Nobody waits for its open calls any more."""
-        me = asyncio.current_task()
-        for call in list(process.calls.values()):
-            if call.task is not me:
-                call.end(Cancelled(reason))
 
     def count_seconds(self, process: Process) -> None:
         """Start booking seconds against a budget that has some."""
@@ -658,7 +322,7 @@ class Processes:
         if not process.reasons:
             process.move("live")
             if process.awaits_launch:
-                self._kernel.spawn_task(self.relaunch(process))
+                self._kernel.spawn_task(self._kernel.lives.relaunch(process))
             elif process.os is not None:
                 self._kernel.spawn_task(self._kernel.programs.cont(process.pid))
             for scheduler in self._kernel.schedulers.values():
@@ -693,19 +357,12 @@ class Processes:
                 self.resume(process, "budget")
 
     async def _watch_owner(self, process: Process, os_pid: int) -> None:
-        program = self._program_of(process)
+        program = process.runner
         await self._kernel.programs.gone(os_pid)
         if program is None or program.state == "zombie":
             self.ended(process, -1, "lost: the Python that ran it has ended")
         else:  # it ends with that program, or is asked for again by its next life
             process.keeper = None
-
-    def _program_of(self, process: Process) -> Process | None:
-        """Itself or the nearest above it that is a program of ours: its Python runs the others."""
-        above: Process | None = process
-        while above is not None and not above.argv:
-            above = above.parent
-        return above
 
     async def kill(self, process: Process, reason: str) -> None:
         """End a process and its descendants, children first; returns when their programs are gone.
@@ -766,10 +423,10 @@ class Processes:
         process.waiters.clear()
         for each in process.subtree():
             if each.state == "zombie":  # it, and what its program ran in its Python
-                self._keep(each, self._reap_later(each))
+                self.keep(each, self.reap_later(each))
         for each in _payers(process):
             if each.state == "zombie":
-                self._keep(each, self._reap_later(each))
+                self.keep(each, self.reap_later(each))
 
     def _end_pending(self, process: Process, over: AiosError) -> None:
         """What an earlier life had begun and no later one came back to ends with the process."""
@@ -788,7 +445,7 @@ class Processes:
             ev.CallCancelled, process.pid, end, call=call, name=name, reason=reason
         )
 
-    def _keep(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
+    def keep(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
         """What waits on a process: for the OS process that it is tied to, then to forget it."""
         if process.keeper is not None and process.keeper is not asyncio.current_task():
             process.keeper.cancel()
@@ -796,7 +453,7 @@ class Processes:
 
     def tie(self, process: Process, os_pid: int) -> None:
         """Let a process end with the OS process in which its caller runs it."""
-        self._keep(process, self._watch_owner(process, os_pid))
+        self.keep(process, self._watch_owner(process, os_pid))
 
     def _end_children_in_it(self, process: Process) -> None:
         """Those that its program ran in its own Python, and did not ask for again in this life."""
@@ -817,7 +474,7 @@ class Processes:
                 heir.children[child.pid] = child
                 self._kernel.trace.record(self.row(child))
 
-    async def _reap_later(self, process: Process) -> None:
+    async def reap_later(self, process: Process) -> None:
         over = (process.ended or 0.0) + self._kernel.config.kernel.zombie_s
         await self._kernel.clock.sleep(max(0.0, over - self._kernel.clock.now()))
         self.reap(process)
@@ -829,8 +486,8 @@ class Processes:
         """
         if self.table.get(process.pid) is not process or process.state != "zombie":
             return
-        program = _program_of(process)
-        if program.argv and program.state != "zombie" or self._pays(process):
+        runner = process.runner
+        if runner is not None and runner.state != "zombie" or self._pays(process):
             return
         del self.table[process.pid]
         if process.parent is not None:
@@ -884,11 +541,3 @@ def _payers(process: Process) -> Iterator[Process]:
     while payer is not None:
         yield payer
         payer = payer.payer
-
-
-def _program_of(process: Process) -> Process:
-    """The process whose program runs it: itself, or the nearest above that has one."""
-    program = process
-    while not program.argv and program.parent is not None:
-        program = program.parent
-    return program

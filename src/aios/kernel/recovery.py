@@ -58,7 +58,7 @@ def restore(kernel: Kernel, image: Image) -> list[ProcessRow]:
             if process.parent is not None:
                 del process.parent.children[process.pid]
             processes.link(process, kernel.keys.login(process.user))
-        processes.go_on(process)
+        kernel.lives.go_on(process)
     processes.link_payers()
     with_calls = {call.pid for call in image.open_calls}
     return sorted(programs, key=lambda row: (row.pid not in with_calls, row.pid))
@@ -130,16 +130,16 @@ async def _resume(kernel: Kernel, row: ProcessRow) -> None:
     process = kernel.processes.get(row.pid)
     if process is None:
         return
-    await kernel.processes.end_survivor(process)
+    await kernel.lives.end_survivor(process)
     if process.state == "zombie" or not process.awaits_launch:
         return
     if process.is_suspended:  # its program starts when it goes on; what is unknown shows at once
         try:
-            await kernel.processes.look_back(process)
+            await kernel.lives.look_back(process)
         except AiosError as error:
-            kernel.processes.not_started(process, error)
+            kernel.lives.not_started(process, error)
         return
-    heard = kernel.processes.listen(process)
-    await kernel.processes.relaunch(process)
+    heard = kernel.lives.listen(process)
+    await kernel.lives.relaunch(process)
     if not process.is_suspended:  # it counts as starting until it has called
-        await kernel.processes.either(heard.wait(), STARTING_S)
+        await kernel.lives.either(heard.wait(), STARTING_S)

@@ -199,7 +199,7 @@ async def recall(
         if history is None:
             if isinstance(call, abi.Record) and call.recall:
                 return abi.Recorded(None, known=False), None
-            kernel.processes.caught_up(caller)
+            kernel.lives.caught_up(caller)
             return None, None
         if unknown := caller.unknown.get(history.start.id):
             await unknown.settled()

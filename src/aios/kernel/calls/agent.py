@@ -138,9 +138,9 @@ async def sys_spawn_agent(
         if request.os_pid is not None:
             kernel.processes.tie(process, request.os_pid)
         return abi.Spawned(process.pid, key.key)
-    kernel.processes.keep_environment(process)
+    kernel.lives.keep_environment(process)
     # to its end, also when the caller goes away: a program half started would be nobody's
-    await asyncio.shield(kernel.spawn_task(kernel.processes.launch(process, key.key)))
+    await asyncio.shield(kernel.spawn_task(kernel.lives.launch(process, key.key)))
     return abi.Spawned(process.pid)
 
 

@@ -57,7 +57,7 @@ async def sys_fork_agent(
     # from here on nothing is awaited: all of it is in one transaction, or nothing
     process = kernel.processes.create(target.user, target, _spawned(target, request), call.id, pid)
     process.seen_files = {owner: dict(seen) for owner, seen in target.seen_files.items()}
-    kernel.processes.keep_environment(process)
+    kernel.lives.keep_environment(process)
     kernel.trace.record(*memory, *files)
     numbers = _copy_calls(kernel, process, target, told)
     said = [row for row in said if row.call not in open_ones]  # which have ended meanwhile
@@ -67,7 +67,7 @@ async def sys_fork_agent(
         return abi.Spawned(process.pid, key.key)
     kernel.processes.go_live(process)
     process.awaits_launch = True
-    await kernel.processes.relaunch(process)
+    await kernel.lives.relaunch(process)
     return abi.Spawned(process.pid)
 
 
@@ -168,7 +168,7 @@ async def keyed_again(
     child = kernel.processes.get(reply.aid)
     if child is None or child.argv:
         return reply
-    return abi.Spawned(child.pid, await kernel.processes.take_up(child, caller))
+    return abi.Spawned(child.pid, await kernel.lives.take_up(child, caller))
 
 
 # --- snapshots of the whole process ---------------------------------------------------------------
@@ -231,7 +231,7 @@ async def sys_rollback_agent(
             f"process {target.pid} cannot roll itself back: its next life would ask for it again; "
             "its parent or its user may."
         )
-    effects, held = await kernel.processes.rewind(target, mark)
+    effects, held = await kernel.lives.rewind(target, mark)
     kernel.trace.emit(ev.AgentRolledBack, target.pid, snapshot=mark.id)
     return abi.RolledBack(
         target.pid,
