@@ -35,9 +35,9 @@ from msgspec import Struct
 from aios import config
 from aios.abi.calls import MemWrite
 from aios.config import Paths
+from aios.drivers import ranking
 from aios.drivers.embedder.minilm import MiniLM
 from aios.drivers.journal.sqlite import SqliteJournal
-from aios.drivers.memory import words
 from aios.drivers.memory.matrices import Matrices, vector
 from aios.drivers.memory.sqlite import SqliteMemory
 from aios.drivers.memory.vectors import NEIGHBOUR, Pending, unit
@@ -207,7 +207,7 @@ Search = Callable[[str], Awaitable[list[int]]]
 
 def plain(journal: SqliteJournal) -> Search:
     async def search(query: str) -> list[int]:
-        any_word = " OR ".join(words.quoted(word) for word in words.WORD.findall(query.lower()))
+        any_word = " OR ".join(ranking.quoted(word) for word in ranking.WORD.findall(query.lower()))
         sql = "SELECT rowid FROM memory_words WHERE memory_words MATCH ? ORDER BY rank LIMIT ?"
         return await journal.read(
             lambda c: [row for (row,) in c.execute(sql, (f"text : ({any_word})", FIRST))]
