@@ -218,7 +218,8 @@ def run() -> dict[str, Any]:
 
 def main() -> None:
     """Serve rounds, one a line of the standard input."""
-    side = {"direct": Direct, "server": Server}[sys.argv[1]](sys.argv[2])
+    sides: dict[str, type[Direct | Server]] = {"direct": Direct, "server": Server}
+    side = sides[sys.argv[1]](sys.argv[2])
     for line in sys.stdin.buffer:
         asked = msgspec.json.decode(line, type=Round)
         numbers = [asked.number * SLOTS + i for i in range(asked.n)]

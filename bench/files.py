@@ -128,7 +128,7 @@ async def measure(place: Path) -> dict[str, Any]:
     }
     synced = pygit2.enums.Option.ENABLE_FSYNC_GITDIR
     pygit2.option(synced, False)
-    stores = {
+    stores: dict[str, PyGit2 | Git] = {
         "pygit2": PyGit2(place / "pygit2", tree),
         "pygit2_synced": PyGit2(place / "synced", tree),
         "git": Git(place / "git", tree),

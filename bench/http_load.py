@@ -11,6 +11,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from functools import partial
 
 import msgspec
 import uvloop
@@ -136,7 +137,7 @@ async def drive(load: Load) -> Outcome:
             length=len(load.body.encode()),
         )
         request = (head + load.body).encode()
-        await loop.create_connection(lambda r=request: Caller(r, run), "127.0.0.1", load.port)
+        await loop.create_connection(partial(Caller, request, run), "127.0.0.1", load.port)
     await asyncio.wait_for(run.ended.wait(), load.seconds + 30)
     return run.outcome(time.perf_counter() - began)
 

@@ -55,7 +55,7 @@ class Calls:
         return [CallEnd(call, "done", now, REPLY), done]
 
 
-class Counting(apsw.VFS):  # type: ignore[misc]
+class Counting(apsw.VFS):
     """The disk, and how often it was synced."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Counting(apsw.VFS):  # type: ignore[misc]
         return _Counted(self, name, flags)
 
 
-class _Counted(apsw.VFSFile):  # type: ignore[misc]
+class _Counted(apsw.VFSFile):
     def __init__(self, disk: Counting, name: Any, flags: list[int]) -> None:
         self._disk = disk
         super().__init__("", name, flags)

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -182,7 +182,7 @@ class Machine:
                 turn = len([r for r in self.transcript(status.aid, "tool_call") if _is_done(r)])
                 happened = f"{name} {turn}" in self.marks("effects")
                 value = f"counted {turn}" if happened else None
-                outcome = "done" if happened else "retry"
+                outcome: Literal["done", "retry"] = "done" if happened else "retry"
                 if by_command:
                     given = ("--value", json.dumps(value)) if happened else ()
                     self.command("settle", str(status.aid), call, f"--{outcome}", *given)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from aios.abi.calls import ContextReport, SetContext, SpawnAgent, Spawned
 from aios.abi.messages import Message
@@ -38,7 +38,7 @@ AGENTS, TURNS = 10, 3
 KILLS = 8
 EFFECT_S = 0.3  # before and after an effect: a kill falls between it and its being told
 LATEST_S = 8.0  # of the instant of a kill, after the kernel has answered
-ROLES = ("user", "assistant")
+ROLES: tuple[Literal["user"], Literal["assistant"]] = ("user", "assistant")
 WAITING = """
 import asyncio, aios
 

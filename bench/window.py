@@ -182,7 +182,7 @@ def breaks(prompts: Sequence[Sequence[Message]]) -> int:
 
 
 async def _each(turns: int) -> dict[str, Outcome]:
-    found = {}
+    found: dict[str, Outcome] = {}
     for strategy in STRATEGIES:
         core = LlamaCore(model(), "bench", slots=2, cells=4 * WINDOW)
         await core.start()
