@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.abi.messages import Message, Sampling
-from aios.drivers.cores.llama.core import ENVIRONMENT
+from aios.drivers.cores.worker.core import ENVIRONMENT
 from aios.ports import Prompt, Slice, SliceResult
 from bench.engine import CELLS, SENTENCES, SLOTS, THREADS, model
 

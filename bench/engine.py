@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from aios.abi.messages import Message, Sampling
 from aios.config import Core, Paths
-from aios.drivers.cores.llama.core import ENVIRONMENT
+from aios.drivers.cores.worker.core import ENVIRONMENT
 from aios.models import ModelStore
 from aios.ports import Prompt, Slice, SliceResult
 

@@ -77,8 +77,8 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted:
-        admitted = await self._core.admit(prompt, made)
+    async def admit(self, prompt: Prompt, made: Sequence[int] = (), text: str = "") -> Admitted:
+        admitted = await self._core.admit(prompt, made, text)
         if prompt.messages[-1].content != SUMMARISE:
             self.told.append(Told(prompt, admitted.prompt_tokens, admitted.cached_tokens))
         return admitted

@@ -62,7 +62,8 @@ class Abilities(Struct, frozen=True):
 
     slots is how many sequences may hold a slice at once; context_tokens the model's window; cells
     the KV pool in tokens (0: not our business); exact_snapshots that a restored or recomputed
-    sequence gives the same bits; preemptible that it can stop between tokens.
+    sequence gives the same bits; preemptible that it can stop between tokens and go on from there
+    (else a sequence that has begun keeps its slot to its end).
     """
 
     model: str
@@ -89,12 +90,25 @@ class Slice(Struct, frozen=True):
     decode_tokens: int
 
 
+UNKNOWN = -1  # the id of a token that only its text is known of
+
+
+class Spent(Struct, frozen=True):
+    """What a server says that a whole generation took, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
 class SliceResult(Struct, frozen=True):
     """What a slice did.
 
     tokens are the ids decoded, text what they add to the answer (held back while it could be part
     of a stop string or of a tool call), finish_reason is set when the sequence is at its end, and
     then tool_calls holds what the model asks for; cells is what it occupies now in the KV pool.
+    A core that is told no ids gives UNKNOWN for each token. At the end such a core says in spent
+    what its server says that the generation took, where that is not what was counted here.
     """
 
     prefilled: int = 0
@@ -104,6 +118,7 @@ class SliceResult(Struct, frozen=True):
     tool_calls: tuple[ToolUse, ...] = ()
     finish_reason: FinishReason | None = None
     cells: int = 0
+    spent: Spent | None = None
 
 
 class Paged(Struct, frozen=True):
@@ -138,7 +153,9 @@ class Core(Protocol):
     A sequence is a number given by admit and valid until release. ``run`` may be called for several
     sequences at once (at most one run per sequence); the core batches them. A core that dies raises
     CoreFailed from every call in progress; after that the sequences are gone, and the kernel admits
-    them again with ``made``, the tokens decoded so far: the bits that follow are the same.
+    them again with ``made``, the tokens decoded so far, and ``text``, what these added to the
+    answer: the bits that follow are the same (on a core with exact snapshots; another goes on from
+    the text as well as it can).
     Errors are DriverError or CallError; nothing else crosses this border.
     """
 
@@ -147,7 +164,7 @@ class Core(Protocol):
     async def start(self) -> None:
         """Load the model; idempotent. ``abilities`` is final afterwards."""
 
-    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted: ...
+    async def admit(self, prompt: Prompt, made: Sequence[int] = (), text: str = "") -> Admitted: ...
 
     async def measure(self, prompt: Prompt) -> int:
         """How many tokens the prompt has, counted as admit would; however long it is."""

@@ -153,7 +153,7 @@ class ScriptedCore:
 
     async def close(self) -> None: ...
 
-    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Admitted:
+    async def admit(self, prompt: Prompt, made: Sequence[int] = (), text: str = "") -> Admitted:
         words = await self.measure(prompt)
         window = self.abilities.context_tokens
         if words >= window:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aios.config import Core, Paths
-from aios.drivers.cores.llama.core import ENVIRONMENT
+from aios.drivers.cores.worker.core import ENVIRONMENT
 from aios.models import ModelStore
 
 

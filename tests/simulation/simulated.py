@@ -169,10 +169,10 @@ class SlowCore(ScriptedCore):
         await asyncio.sleep(self._times.random() * 0.05)
         return await super().run(sequence, grant)
 
-    async def admit(self, prompt: Prompt, made: Sequence[int] = ()) -> Any:
+    async def admit(self, prompt: Prompt, made: Sequence[int] = (), text: str = "") -> Any:
         if self._times.random() < 0.3:
             await asyncio.sleep(0.01)
-        return await super().admit(prompt, made)
+        return await super().admit(prompt, made, text)
 
 
 class SimulatedPrograms(ScriptedPrograms):

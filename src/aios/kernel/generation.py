@@ -147,7 +147,9 @@ async def run(
                     if frozen is not None:
                         admitted = await scheduler.core.thaw(frozen)
                     else:
-                        admitted = await scheduler.core.admit(progress.prompt, progress.tokens)
+                        admitted = await scheduler.core.admit(
+                            progress.prompt, progress.tokens, progress.text
+                        )
                 except CoreFailed as error:
                     lost = kernel.core_lost(scheduler, life, error, lost)
                     continue

@@ -1,7 +1,6 @@
-"""The embedded core: llama.cpp in a worker process of its own.
+"""The embedded core: llama.cpp in a worker process.
 
-From the kernel inwards: ``core`` (asyncio, spawns and restarts the worker), ``wire`` (what is said
-between the two), ``worker`` (the other process), ``engine`` (decides what each batch computes),
-``sequences``, ``prefixes`` and ``cells`` (who owns which KV cells), ``sampling``, ``grammar``,
-``template`` and ``answer`` (tokens to text), ``snapshots`` (files), ``binding`` (the C API).
+``core`` (its settings), ``engine`` (decides what each batch computes), ``sequences``, ``prefixes``
+and ``cells`` (who owns which KV cells), ``residency`` and ``disk`` (where else KV states live),
+``guesses`` (tokens that may follow), ``snapshots`` (files), ``binding`` (the C API).
 """

@@ -17,6 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
@@ -405,3 +406,18 @@ class Context:
 
     def close(self) -> None:
         self._c.llama_free(self.handle)
+
+
+def vocabulary(model: Model) -> llguidance.LLTokenizer:
+    """A model's tokens, as grammars need them."""
+    pieces = []
+    for token in range(model.tokens):
+        piece = model.piece(token, special=True)
+        pieces.append(b"\xff" + piece if model.is_control(token) else piece)
+    return llguidance.LLTokenizer.from_llamacpp(
+        tokens=pieces,
+        vocab_ptr=model.vocab,
+        tokenize_fptr=c.cast(model.c.llama_tokenize, c.c_void_p).value,
+        eos_token=model.eos,
+        slices=None,
+    )

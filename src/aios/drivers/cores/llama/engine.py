@@ -2,7 +2,7 @@
 
 A turn: cancel what was cancelled; compute one chunk for each sequence whose prompt is not in yet;
 then one batch of everything small (one new token for each of the others); sample; hand back the
-slices that are done. No asyncio here; ``worker`` calls it.
+slices that are done. No asyncio here; the worker calls it.
 
 Exactness. The same prompt and sampling give the same bits alone, batched, preempted, paged out,
 recomputed and restored, because each position is always computed by the same arithmetic:
@@ -25,19 +25,20 @@ from collections.abc import Sequence as Many
 from itertools import count as counter
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.llama import snapshots
-from aios.drivers.cores.llama.answer import Answer
-from aios.drivers.cores.llama.binding import Context, Model
+from aios.drivers.cores.llama.binding import Context, Model, vocabulary
 from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.disk import Disk
-from aios.drivers.cores.llama.grammar import Grammars, call_schema
 from aios.drivers.cores.llama.guesses import Guesses, shared_out
 from aios.drivers.cores.llama.residency import Residency
-from aios.drivers.cores.llama.sampling import Logits, choose, logprobs, masked
 from aios.drivers.cores.llama.sequences import Grant, Sequence
-from aios.drivers.cores.llama.template import Template
+from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.grammar import Grammars, call_schema
+from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.template import Template
 from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
@@ -110,8 +111,11 @@ class Engine:
 
     # --- beginnings -------------------------------------------------------------------------------
 
-    def admit(self, number: int, prompt: Prompt, made: Many[int] = ()) -> Admitted:
-        """A new sequence under a number the caller chose; *made* are tokens it made before."""
+    def admit(self, number: int, prompt: Prompt, made: Many[int] = (), text: str = "") -> Admitted:
+        """A new sequence under a number the caller chose; *made* are tokens it made before.
+
+        *text* is what these say, which an engine that made them knows by itself.
+        """
         return self.admit_tokens(number, prompt, self._tokens(prompt), made)
 
     def measure(self, prompt: Prompt) -> int:
@@ -155,7 +159,7 @@ class Engine:
 
     def _matchers(self) -> Grammars:
         if self._grammars is None:
-            self._grammars = Grammars(self.model)
+            self._grammars = Grammars(vocabulary(self.model))
         return self._grammars
 
     def fork(self, number: int, new: int) -> None:
@@ -459,3 +463,8 @@ class Engine:
         if s.grant is not None:
             raise InvalidCall(f"sequence {number} holds a slice and cannot be {what} now.")
         return s
+
+
+def load(*, path: str, disk: str | None = None, **options: Any) -> Engine:
+    """An engine, for the worker: *options* as Engine takes them."""
+    return Engine(Path(path), disk=Path(disk) if disk else None, **options)

@@ -23,21 +23,17 @@ class Op(Struct, frozen=True, tag=True):
 
 
 class Load(Op, frozen=True):
-    path: str
-    name: str
-    slots: int
-    threads: int
-    cells: int
-    ram_bytes: int
-    context_tokens: int | None = None
-    disk: str | None = None
-    disk_bytes: int = 0
+    """Answered with the Abilities of the engine that ``load(**options)`` of this module makes."""
+
+    module: str
+    options: dict[str, Any]
 
 
 class Admit(Op, frozen=True):
     sequence: int
     prompt: Prompt
     made: tuple[int, ...]
+    text: str = ""
 
 
 class Measure(Op, frozen=True):

@@ -1,13 +1,14 @@
 """The worker process: one engine behind one socket.
 
-Started by ``core`` as ``python -m aios.drivers.cores.llama.worker FD PARENT``. It ends when the
+Started by ``core`` as ``python -m aios.drivers.cores.worker.process FD PARENT``. It ends when the
 socket does, and on Linux as soon as its parent dies. One thread does everything: it reads what is
-asked between two turns of the engine.
+asked between two turns of the engine, of which Load says where it comes from.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import select
 import signal
@@ -15,18 +16,67 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from aios.drivers.cores.llama import wire
-from aios.drivers.cores.llama.engine import Engine
+from aios.drivers.cores.worker import wire
 from aios.errors import AiosError
-from aios.ports import SliceResult
+from aios.ports import (
+    Abilities,
+    Admitted,
+    Frozen,
+    Paged,
+    Prompt,
+    Residency,
+    Slice,
+    SliceResult,
+)
 
 GRACE_S = 0.002  # for those whose slice just ended to get the next one, before the batch goes on
 PR_SET_PDEATHSIG = 1
+
+
+class Engine(Protocol):
+    """What runs a model in here: one call at a time, no asyncio. See ports.Core for the words."""
+
+    abilities: Abilities
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether ``turn`` has something to do."""
+
+    def turn(self) -> list[tuple[int, SliceResult | AiosError]]:
+        """Advance every sequence that holds a slice by one step; the slices that are over."""
+
+    def admit(
+        self, number: int, prompt: Prompt, made: Many[int] = (), text: str = ""
+    ) -> Admitted: ...
+
+    def measure(self, prompt: Prompt) -> int: ...
+
+    def run(self, number: int, grant: Slice) -> None:
+        """Grant a slice; a later turn hands back its result."""
+
+    def fork(self, number: int, new: int) -> None: ...
+
+    def page_out(self, number: int) -> Paged: ...
+
+    def page_in(self, number: int) -> Paged: ...
+
+    def freeze(self, number: int, path: Path) -> Frozen: ...
+
+    def thaw(self, number: int, path: Path) -> Admitted: ...
+
+    def cancel(self, number: int) -> None: ...
+
+    def release(self, number: int) -> None: ...
+
+    def report(self) -> Residency: ...
+
+    def check(self) -> list[str]: ...
 
 
 class _Hangup(Exception):
@@ -97,24 +147,15 @@ class Worker:
         assert self._engine is not None, "Load comes first"
         return self._engine
 
-    def load(self, op: wire.Load) -> Any:
-        self._engine = Engine(
-            Path(op.path),
-            op.name,
-            slots=op.slots,
-            threads=op.threads,
-            cells=op.cells,
-            ram_bytes=op.ram_bytes,
-            context_tokens=op.context_tokens,
-            disk=Path(op.disk) if op.disk else None,
-            disk_bytes=op.disk_bytes,
-        )
-        return self._engine.abilities
+    def load(self, op: wire.Load) -> Abilities:
+        engine: Engine = importlib.import_module(op.module).load(**op.options)
+        self._engine = engine
+        return engine.abilities
 
 
 OPS: dict[type[wire.Op], Callable[[Worker, Any], Any]] = {
     wire.Load: Worker.load,
-    wire.Admit: lambda w, op: w.engine.admit(op.sequence, op.prompt, op.made),
+    wire.Admit: lambda w, op: w.engine.admit(op.sequence, op.prompt, op.made, op.text),
     wire.Measure: lambda w, op: w.engine.measure(op.prompt),
     wire.Run: lambda w, op: w.engine.run(op.sequence, op.grant),
     wire.Fork: lambda w, op: w.engine.fork(op.sequence, op.twin),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aios.abi.messages import Sampling
-from aios.drivers.cores.llama.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
 
 VOCABULARY = 3000
 

@@ -10,8 +10,8 @@ import pytest
 
 from aios.abi.messages import Message, Sampling, ToolSpec, ToolUse
 from aios.drivers.cores.llama import snapshots
-from aios.drivers.cores.llama.grammar import call_schema, closed
-from aios.drivers.cores.llama.template import Template
+from aios.drivers.cores.text.grammar import call_schema, closed
+from aios.drivers.cores.text.template import Template
 from aios.errors import InvalidCall
 from aios.ports import Prompt
 

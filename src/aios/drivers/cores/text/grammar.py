@@ -5,14 +5,12 @@ A matcher's state is the tokens it has consumed: after a restore it is built aga
 
 from __future__ import annotations
 
-import ctypes
 import json
 from typing import Any
 
 import llguidance
 
 from aios.abi.messages import ToolSpec
-from aios.drivers.cores.llama.binding import Model
 from aios.errors import InvalidCall
 
 OPEN = {  # where one of these says more about an object, closing it could contradict it
@@ -34,18 +32,8 @@ COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 class Grammars:
     """Builds matchers for one model's vocabulary."""
 
-    def __init__(self, model: Model) -> None:
-        pieces = []
-        for token in range(model.tokens):
-            piece = model.piece(token, special=True)
-            pieces.append(b"\xff" + piece if model.is_control(token) else piece)
-        self._tokenizer = llguidance.LLTokenizer.from_llamacpp(
-            tokens=pieces,
-            vocab_ptr=model.vocab,
-            tokenize_fptr=ctypes.cast(model.c.llama_tokenize, ctypes.c_void_p).value,
-            eos_token=model.eos,
-            slices=None,
-        )
+    def __init__(self, tokenizer: llguidance.LLTokenizer) -> None:
+        self._tokenizer = tokenizer
 
     def matcher(self, schema: dict[str, Any]) -> llguidance.LLMatcher:
         """InvalidCall if *schema* is not a JSON Schema that can be followed."""

@@ -1,0 +1,5 @@
+"""Between messages and tokens, for every core that has the model itself.
+
+``template`` (messages to the text of a prompt), ``grammar`` (a JSON Schema to the tokens that may
+come next), ``sampling`` (logits to a token), ``answer`` (tokens to text and tool calls).
+"""
