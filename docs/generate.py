@@ -14,6 +14,7 @@ import typer.main
 
 from aios import config, errors
 from aios.abi import calls, events
+from aios.abi.calls import CoreSpec
 from aios.cli import exits
 from aios.cli.main import app
 
@@ -189,6 +190,8 @@ def settings_page() -> str:
         "else `config.toml` (a table a group), else the default; `aios config show` prints which.\n"
     ]
     for group in msgspec.structs.fields(config.Config):
+        if group.name == "cores":
+            continue
         comments = _comments(inspect.getsource(group.type))
         default = getattr(config.Config(), group.name)
         rows = [
@@ -203,6 +206,20 @@ def settings_page() -> str:
         parts.append(
             f"## {group.name}\n\n" + table(("setting", "default", "variable", "why"), rows)
         )
+    parts.append(
+        f"## cores.NAME\n\n{prose(CoreSpec.__doc__ or '')}\n\n"
+        + table(
+            ("setting", "default", "why"),
+            (
+                (
+                    f"`cores.NAME.{field.name}`",
+                    f"`{getattr(CoreSpec(), field.name)!r}`",
+                    _comments(inspect.getsource(CoreSpec)).get(field.name, ""),
+                )
+                for field in msgspec.structs.fields(CoreSpec)
+            ),
+        )
+    )
     return "\n".join(parts)
 
 

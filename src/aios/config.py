@@ -16,6 +16,7 @@ import msgspec
 import platformdirs
 from msgspec import Meta, Struct, field
 
+from aios.abi.calls import CoreSpec
 from aios.errors import SetupError
 
 
@@ -141,6 +142,7 @@ class Scheduler(Struct, frozen=True):
     quantum: Positive = 32  # decoded tokens a slice: 3 % switching cost at 2,048 tokens of context
     queue: Positive = 4_096  # tickets waiting for one core; more are refused
     ageing_s: Seconds = 10.0  # of waiting is worth one step of nice
+    outage_s: Seconds = 300.0  # a call waits this long for a server that is down, if none else can
 
 
 class Core(Struct, frozen=True):
@@ -205,6 +207,7 @@ class Config(Struct, frozen=True):
     memory: Memory = Memory()
     storage: Storage = Storage()
     journal: Journal = Journal()
+    cores: dict[str, CoreSpec] = field(default_factory=dict)  # besides the models that are here
 
 
 class Setting(Struct, frozen=True):
@@ -227,6 +230,8 @@ def settings(paths: Paths, flags: dict[str, str] | None = None) -> list[Setting]
     variables = {name for name in os.environ if _GROUP_VARIABLE.match(name)}
     found: list[Setting] = []
     for group in msgspec.structs.fields(Config):
+        if group.name == "cores":
+            continue
         table = tables.pop(group.name, {})
         if not isinstance(table, dict):
             raise SetupError(f"{file}: [{group.name}] must be a table, not {table!r}.")
@@ -249,6 +254,12 @@ def settings(paths: Paths, flags: dict[str, str] | None = None) -> list[Setting]
                 found.append(Setting(name, default, "default"))
         for unknown in table:
             raise SetupError(_unknown(f"{group.name}.{unknown}", str(file)))
+    cores = tables.pop("cores", {})
+    if not isinstance(cores, dict):
+        raise SetupError(f"{file}: [cores] must hold tables, [cores.NAME], not {cores!r}.")
+    for name, table in cores.items():
+        spec = _fit(table, CoreSpec, f"cores.{name}", str(file))
+        found.append(Setting(f"cores.{name}", spec, str(file)))
     for unknown in tables:
         raise SetupError(_unknown(unknown, str(file)))
     for unknown in flags:
@@ -259,7 +270,7 @@ def settings(paths: Paths, flags: dict[str, str] | None = None) -> list[Setting]
 
 
 _GROUP_VARIABLE = re.compile(
-    "AIOS_(" + "|".join(name.upper() for name in Config.__struct_fields__) + ")_"
+    "AIOS_(" + "|".join(n.upper() for n in Config.__struct_fields__ if n != "cores") + ")_"
 )
 
 
@@ -304,6 +315,6 @@ def _unknown(name: str, source: str) -> str:
 def load(paths: Paths, flags: dict[str, str] | None = None) -> Config:
     groups: dict[str, dict[str, Any]] = {}
     for setting in settings(paths, flags):
-        group, name = setting.name.split(".")
+        group, name = setting.name.split(".", 1)
         groups.setdefault(group, {})[name] = setting.value
     return msgspec.convert(groups, Config)

@@ -15,6 +15,8 @@ from aios.abi.calls import (
     Allotment,
     CallState,
     Cleared,
+    CoreKind,
+    CoreSpec,
     Embedding,
     FileDiff,
     FileHits,
@@ -26,6 +28,7 @@ from aios.abi.calls import (
     MemUpdate,
     MemWrite,
     Mounted,
+    Price,
     ProcessState,
     Pruning,
     Reason,
@@ -1110,12 +1113,38 @@ class Clock(Protocol):
 # --- where cores come from ------------------------------------------------------------------------
 
 
+class CoreFacts(Struct, frozen=True):
+    """What is known of a core before it is started. model and classes are what may be asked for
+    besides its name; price is None where nobody knows it, context_tokens 0.
+    """
+
+    name: str
+    kind: CoreKind
+    model: str
+    classes: tuple[str, ...] = ()
+    price: Price | None = None
+    context_tokens: int = 0
+    where: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine, for nothing."""
+        return self.kind in ("embedded", "transformers")
+
+
 class Cores(Protocol):
-    """The models that can answer here."""
+    """The cores that can answer here."""
 
     default: str
 
-    def names(self) -> list[str]: ...
+    def facts(self) -> list[CoreFacts]:
+        """Of every core, the preferred ones first."""
 
     async def open(self, name: str) -> Core:
-        """The core of a model, started; NotFound for a name that is not among names()."""
+        """A core, started; NotFound for a name that is not among the facts."""
+
+    def add(self, name: str, spec: CoreSpec) -> None:
+        """Have one more; Conflict if the name is taken, InvalidCall if it cannot be."""
+
+    def remove(self, name: str) -> None:
+        """Have it no more; InvalidCall if it is not one that was added or configured."""

@@ -26,9 +26,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from aios.abi.calls import CoreSpec
 from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
+from aios.drivers.cores.configured import facts_of
 from aios.drivers.files.sqlite import SqliteFiles
 from aios.drivers.journal.memory import MemoryJournal
 from aios.drivers.journal.sqlite import SqliteJournal
@@ -48,6 +50,7 @@ from aios.ports import (
     Admitted,
     Clock,
     Core,
+    CoreFacts,
     Embedded,
     Embedder,
     Frozen,
@@ -315,14 +318,23 @@ def _read(path: str) -> bytes:
 
 
 class ScriptedCores:
-    """Cores by name; the first is the default."""
+    """Cores by name; the first is the default. *specs* say of some what config.toml would."""
 
-    def __init__(self, *cores: Core) -> None:
+    def __init__(self, *cores: Core, specs: Mapping[str, CoreSpec] | None = None) -> None:
         self._cores = {core.abilities.model: core for core in cores}
+        self._specs = specs or {}
         self.default = next(iter(self._cores))
 
-    def names(self) -> list[str]:
-        return list(self._cores)
+    def facts(self) -> list[CoreFacts]:
+        return [
+            facts_of(name, self._specs.get(name, CoreSpec(kind="embedded"))) for name in self._cores
+        ]
+
+    def add(self, name: str, spec: CoreSpec) -> None:
+        raise InvalidCall(f"{name} cannot be added: the scripted cores are given beforehand.")
+
+    def remove(self, name: str) -> None:
+        del self._cores[name]
 
     async def open(self, name: str) -> Core:
         core = self._cores.get(name)

@@ -45,6 +45,7 @@ STOPS = {
     "5 sys_generate puts the messages into the context and makes a ticket": [
         "aios.kernel.calls.context",
         "aios.kernel.generation",
+        "aios.kernel.routing",
         "aios.kernel.retrieval",
     ],
     "6 the scheduler grants slices": ["aios.kernel.scheduler"],

@@ -78,11 +78,15 @@ class Retrieval(Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(Struct, frozen=True, omit_defaults=True):
-    """A budget: what may still be spent; None is no limit. tokens counts prompt and completion."""
+    """A budget: what may still be spent; None is no limit. tokens counts prompt and completion.
+
+    usd is US dollars, by the prices of the cores that are used; one without a price costs nothing.
+    """
 
     tokens: int | None = None
     seconds: float | None = None
     calls: int | None = None
+    usd: float | None = None
 
 
 class Done(Reply, frozen=True):
@@ -1237,6 +1241,104 @@ class KeyRevoke(Call, frozen=True, kw_only=True):
 
 class KeyList(Call, frozen=True, kw_only=True):
     reply = Keys
+
+
+# --- cores ----------------------------------------------------------------------------------------
+
+CoreKind = Literal["embedded", "transformers", "openai", "provider"]
+
+
+class Price(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """US dollars for a million tokens: of the prompt, of the answer, of the prompt if cached."""
+
+    prompt: float = 0.0
+    answer: float = 0.0
+    cached: float | None = None  # as the prompt
+
+
+class CoreSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A core as config.toml describes it, ``[cores.NAME]``.
+
+    kind: ``embedded`` (a GGUF model that is here), ``transformers`` (a folder or a repository, run
+    by the library of that name), ``openai`` (a server that speaks that API, at url), ``provider``
+    (a cloud's own API). model is its name there, and what may be asked for besides the core's own
+    name; classes are more such names, ``small`` or ``vision``. The key is in the environment
+    variable key_env, or in the keyring of this machine under the name keyring. 0 and "" mean: as
+    the core itself says. device, max_memory (bytes or ``24GB`` by GPU), dtype, quantization and
+    gguf_file are for transformers alone.
+    """
+
+    kind: CoreKind = "openai"
+    model: str = ""
+    url: str = ""
+    provider: str = ""
+    key_env: str = ""
+    keyring: str = ""
+    classes: tuple[str, ...] = ()
+    price: Price | None = None
+    slots: int = 0
+    context_tokens: int = 0
+    continues: bool | None = None  # an answer that was begun; None: find out
+    device: str = "auto"
+    max_memory: dict[str, str] = field(default_factory=dict)
+    dtype: str = "auto"
+    quantization: str = ""
+    gguf_file: str = ""
+    deterministic: bool = True
+
+
+class CoreInfo(Struct, frozen=True, omit_defaults=True):
+    """A core now: cold (not started yet), up, down, draining; speed is tokens a second."""
+
+    name: str
+    kind: CoreKind
+    model: str
+    state: Literal["cold", "up", "down", "draining"]
+    classes: tuple[str, ...] = ()
+    price: Price | None = None
+    slots: int = 0
+    context_tokens: int = 0
+    running: int = 0
+    queued: int = 0
+    speed: float = 0.0
+    where: str = ""  # its server's address
+    message: str = ""  # why it is down
+
+
+class CoreInfos(Reply, frozen=True):
+    cores: tuple[CoreInfo, ...]
+
+
+class CoreList(Call, frozen=True, kw_only=True):
+    """The cores that there are, in the order in which they are preferred."""
+
+    reply = CoreInfos
+
+
+class CoreAdd(Call, frozen=True, kw_only=True):
+    """Have one more core, until the kernel stops; config.toml is what keeps it."""
+
+    reply = CoreInfos
+    name: str
+    spec: CoreSpec
+
+
+class CoreDrain(Call, frozen=True, kw_only=True):
+    """Send it nothing new: what waits for it goes to other cores, what has begun ends there.
+
+    undo takes that back.
+    """
+
+    reply = CoreInfos
+    name: str
+    undo: bool = False
+
+
+class CoreRemove(Call, frozen=True, kw_only=True):
+    """Drain it, wait until it is idle, and have it no more."""
+
+    reply = Done
+    name: str
 
 
 CALLS: dict[str, type[Call]] = {}

@@ -69,6 +69,7 @@ class BudgetChanged(Event, frozen=True, kw_only=True):
     tokens: int | None = None
     seconds: float | None = None
     calls: int | None = None
+    usd: float | None = None
 
 
 class AidChanged(Event, frozen=True, kw_only=True):
@@ -228,6 +229,44 @@ class CoreLost(Event, frozen=True, kw_only=True):
 
 class CoreRestarted(Event, frozen=True, kw_only=True):
     """pid is 0."""
+
+    core: str
+
+
+class CoreChosen(Event, frozen=True, kw_only=True):
+    """A generation that could have gone to several cores goes to this one, and why."""
+
+    call: str
+    core: str
+    asked: str
+    reason: str
+
+
+class CallMoved(Event, frozen=True, kw_only=True):
+    """A generation left a core for another, and why; tokens is how many it had made."""
+
+    call: str
+    before: str
+    core: str
+    tokens: int
+    reason: str
+
+
+class CoreAdded(Event, frozen=True, kw_only=True):
+    """pid is who added it."""
+
+    core: str
+
+
+class CoreDrained(Event, frozen=True, kw_only=True):
+    """It is sent nothing new (undo: it is again); pid is who said so."""
+
+    core: str
+    undo: bool = False
+
+
+class CoreRemoved(Event, frozen=True, kw_only=True):
+    """pid is who removed it."""
 
     core: str
 

@@ -69,7 +69,8 @@ class TokenLogprob(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """What was spent: tokens, slices, and seconds of waiting (queued) and running (on a core)."""
+    """What was spent: tokens, slices, seconds of waiting (queued) and running (on a core), and US
+    dollars by the prices of the cores."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -79,6 +80,7 @@ class Usage(Struct, frozen=True):
     preemptions: int = 0
     waiting_s: float = 0.0
     running_s: float = 0.0
+    usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -94,6 +96,7 @@ class Usage(Struct, frozen=True):
             self.preemptions + other.preemptions,
             self.waiting_s + other.waiting_s,
             self.running_s + other.running_s,
+            self.usd + other.usd,
         )
 
 

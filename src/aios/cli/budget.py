@@ -14,7 +14,7 @@ from aios.errors import InvalidCall
 
 app = typer.Typer(help="What a process may still spend.", no_args_is_help=True)
 
-_KINDS = {"tokens": int, "seconds": float, "calls": int}
+_KINDS = {"tokens": int, "seconds": float, "calls": int, "usd": float}
 
 
 def parse(parts: Iterable[str]) -> Limits:
@@ -24,7 +24,7 @@ def parse(parts: Iterable[str]) -> Limits:
         name, equals, value = part.partition("=")
         if not equals or name not in _KINDS:
             raise InvalidCall(
-                f"{part!r} is not an amount; write tokens=N, seconds=S or calls=N, "
+                f"{part!r} is not an amount; write tokens=N, seconds=S, calls=N or usd=D, "
                 "with commas between several."
             )
         try:
@@ -45,6 +45,7 @@ def _show(report: UsageReport, json: bool) -> None:
         ("tokens", spent.tokens, left.tokens),
         ("seconds", f"{spent.running_s:.1f}", left.seconds),
         ("calls", spent.calls, left.calls),
+        ("usd", f"{spent.usd:.6f}", left.usd),
     )
     rows = [(of, used, "no limit" if rest is None else f"{rest:g}") for of, used, rest in limited]
     rows += [
@@ -68,7 +69,7 @@ def show_budget(
 @app.command("set")
 def set_budget(
     pid: Annotated[int, typer.Argument(help="The process.")],
-    amounts: Annotated[list[str], typer.Argument(help="tokens=N seconds=S calls=N")],
+    amounts: Annotated[list[str], typer.Argument(help="tokens=N seconds=S calls=N usd=D")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Replace what is left of the named amounts; a process stopped at the cap goes on."""

@@ -12,6 +12,7 @@ import typer
 from aios.cli import (
     budget,
     context,
+    core,
     exits,
     files,
     journal,
@@ -54,6 +55,7 @@ app.add_typer(memory.app, name="mem")
 app.add_typer(memory.embed, name="embed")
 app.add_typer(scheduler.app, name="sched")
 app.add_typer(model.app, name="model")
+app.add_typer(core.app, name="core")
 app.add_typer(key.app, name="key")
 app.add_typer(journal.app, name="journal")
 app.add_typer(settings.app, name="config")

@@ -169,7 +169,7 @@ def fork(
     at: Annotated[
         str | None, typer.Option("--at", help="As it was when this call had ended: c12.")
     ] = None,
-    budget: Annotated[str, typer.Option("--budget", help="tokens=N,seconds=S,calls=N")] = "",
+    budget: Annotated[str, typer.Option("--budget", help="tokens=N,seconds=S,calls=N,usd=D")] = "",
     json: Json = False,
 ) -> None:
     """A new process with a copy of this one's contexts, records and files; prints its pid.

@@ -101,7 +101,7 @@ def stopped(status: Status) -> str:
         return (
             f"process {status.aid} is suspended: its budget is used up "
             f"({show.limits(status.budget)} left); `aios budget set {status.aid} tokens=N` (or "
-            "seconds=S, calls=N) lets it go on, Ctrl-C ends it."
+            "seconds=S, calls=N, usd=D) lets it go on, Ctrl-C ends it."
         )
     return f"process {status.aid} is suspended; `aios resume {status.aid}` lets it go on."
 
@@ -166,7 +166,7 @@ def run(
         bool, typer.Option("-d", "--detach", help="Print the pid and return.")
     ] = False,
     budget: Annotated[
-        str, typer.Option("--budget", help="What it may spend: tokens=N,seconds=S,calls=N.")
+        str, typer.Option("--budget", help="What it may spend: tokens=N,seconds=S,calls=N,usd=D.")
     ] = "",
     fail_at_cap: Annotated[
         bool, typer.Option("--fail-at-cap", help="At the cap refuse calls instead of suspending.")

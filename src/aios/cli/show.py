@@ -103,7 +103,7 @@ def seconds(amount: float) -> str:
 
 def limits(left: Limits) -> str:
     """What is left of a budget: ``tokens=100,calls=3``; a dash when there is no limit."""
-    named = {"tokens": left.tokens, "seconds": left.seconds, "calls": left.calls}
+    named = {"tokens": left.tokens, "seconds": left.seconds, "calls": left.calls, "usd": left.usd}
     parts = [f"{name}={value:g}" for name, value in named.items() if value is not None]
     return ",".join(parts) or "-"
 

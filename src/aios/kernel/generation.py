@@ -2,7 +2,8 @@
 
 The loop: get a slice, journal what it made, show it, again. What was shown is always a prefix
 of what is final, for a slice's tokens are durable before its text leaves the kernel. When the core
-dies the tokens made so far are admitted again, and the same bits follow.
+dies the tokens made so far are admitted again, and the same bits follow. When the generation goes
+on on another core, which may count in other tokens, that core goes on from the text.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from aios.abi import events as ev
 from aios.abi import wire
@@ -18,6 +19,7 @@ from aios.abi.calls import Generation
 from aios.abi.messages import Delta, Message, TokenLogprob, ToolUse, Usage
 from aios.errors import CoreFailed, InvalidCall, StoreFailed
 from aios.kernel.process import OpenCall
+from aios.kernel.scheduler import LineClosed
 from aios.ports import Admitted, CallHistory, Prompt, SliceResult, TokensRow
 
 if TYPE_CHECKING:
@@ -39,10 +41,14 @@ class Made(Struct, frozen=True, omit_defaults=True):
     reason: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    core: str = ""  # that made it
 
 
 class Progress(Struct):
-    """How far a generation is; with the core's own state, all that a snapshot needs."""
+    """How far a generation is; with the core's own state, all that a snapshot needs.
+
+    model is the core that it is on; own, that this core made all of its tokens, and knows them.
+    """
 
     prompt: Prompt
     model: str
@@ -54,6 +60,14 @@ class Progress(Struct):
     cached_tokens: int = 0
     prompt_tokens: int = 0
     reason: str | None = None  # why it ended
+    own: bool = True
+    took: Usage = Usage()  # on the cores that it was on, without tokens
+    paid: str = ""  # the core that its prompt was paid for
+    uncounted: int = 0  # tokens of the answer that only its server counted
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) + self.uncounted
 
     def add(self, result: SliceResult) -> None:
         self.tokens.extend(result.tokens)
@@ -72,6 +86,7 @@ class Progress(Struct):
             result.finish_reason,
             self.prompt_tokens,
             self.cached_tokens,
+            self.model,
         )
         return TokensRow(call, len(self.tokens), packed, wire.encode(made))
 
@@ -85,6 +100,14 @@ class Progress(Struct):
             self.tool_calls += made.tool_calls
             self.reason = made.reason
             self.prompt_tokens, self.cached_tokens = made.prompt_tokens, made.cached_tokens
+            self.own = self.own and made.core in ("", self.model)
+            self.paid = made.core or self.model
+
+    def go_to(self, core: str) -> None:
+        """From here on it is made by this core."""
+        if core != self.model:
+            self.own = self.own and not self.tokens
+            self.model = core
 
 
 def validate(prompt: Prompt) -> None:
@@ -126,67 +149,41 @@ async def run(
     progress: Progress,
     frozen: str | None = None,
 ) -> Generation:
-    """Bring a generation to its end; *frozen* is the snapshot file that it goes on from.
+    """Bring a generation to its end on one core; *frozen* is the snapshot that it goes on from.
 
-    What an earlier life of its program had made of it is not made again.
+    What an earlier life of its program had made of it is not made again. When the core fails for
+    good, *progress* says how far it came, and another core may go on from there.
     """
-    process = call.process
-    if call.made is not None and call.made.details:
+    if scheduler.name in kernel.draining and not progress.tokens:  # it waited for its context
+        scheduler.send_away(call)
+    progress.go_to(scheduler.name)
+    if call.progress is None and call.made is not None and call.made.details:
         progress.go_on(call.made)
         frozen = None  # its tokens are enough, and further
         if call.on_delta is not None:
             call.on_delta(Delta(progress.text, progress.logprobs, progress.tool_calls))
+    is_first = call.progress is None
+    if call.progress is not None and call.progress is not progress:
+        progress.took = call.progress.took
     ticket = scheduler.ticket(call)
     call.ticket, call.progress = ticket, progress
-    lost, life = 0, scheduler.life
     try:
-        while progress.reason is None:
-            if ticket.sequence is None:
-                life = scheduler.life
-                try:
-                    if frozen is not None:
-                        admitted = await scheduler.core.thaw(frozen)
-                    else:
-                        admitted = await scheduler.core.admit(
-                            progress.prompt, progress.tokens, progress.text
-                        )
-                except CoreFailed as error:
-                    lost = kernel.core_lost(scheduler, life, error, lost)
-                    continue
-                kernel.core_found(scheduler)
-                ticket.sequence = admitted.sequence
-                frozen = None  # after a crash its tokens are enough
-                await _pay_for_prompt(kernel, call, progress, admitted)
-            try:
-                result = await scheduler.run(ticket)
-            except CoreFailed as error:
-                scheduler.forget(ticket)
-                lost = kernel.core_lost(scheduler, life, error, lost)
-                continue
-            if result is None:
-                kernel.processes.exhausted(process)
-                continue
-            lost = 0 if result.tokens else lost
-            process.usage += Usage(completion_tokens=len(result.tokens), slices=1)
-            if result.tokens or result.finish_reason:  # in one append with the slice's end
-                kernel.trace.record(progress.row(call.id, result), *kernel.processes.spent(process))
-            progress.add(result)
-            kernel.processes.recheck_budgets()
-            if call.on_delta and (result.text or result.finish_reason or result.logprobs):
-                delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
-                kernel.trace.durable().add_done_callback(partial(_show, call, delta))
+        await _make(kernel, call, scheduler, progress, frozen)
     finally:
-        process.usage += Usage(
-            calls=1,
+        took = Usage(
+            slices=ticket.slices,
             preemptions=ticket.preemptions,
             waiting_s=ticket.waited_s,
             running_s=ticket.ran_s,
         )
+        progress.took += took
+        # its slices were booked one by one
+        call.process.usage += structs.replace(took, calls=int(is_first), slices=0)
         call.ticket = None  # what it waited and ran is booked now
         if progress.reason is None:  # without an answer: what it took is taken all the same
-            kernel.trace.record(*kernel.processes.spent(process))
+            kernel.trace.record(*kernel.processes.spent(call.process))
         else:  # in one transaction with its end
-            call.effects += kernel.processes.spent(process)
+            call.effects += kernel.processes.spent(call.process)
         kernel.processes.recheck_budgets()
         await scheduler.release(ticket)
     return Generation(
@@ -194,24 +191,98 @@ async def run(
         model=progress.model,
         message=Message("assistant", progress.text, tool_calls=progress.tool_calls),
         finish_reason=progress.reason,  # type: ignore[arg-type]
-        usage=Usage(
+        usage=structs.replace(
+            progress.took,
             prompt_tokens=progress.prompt_tokens,
-            completion_tokens=len(progress.tokens),
+            completion_tokens=progress.completion_tokens,
             cached_tokens=progress.cached_tokens,
             calls=1,
-            slices=ticket.slices,
-            preemptions=ticket.preemptions,
-            waiting_s=ticket.waited_s,
-            running_s=ticket.ran_s,
         ),
         logprobs=progress.logprobs,
     )
 
 
-async def _pay_for_prompt(
-    kernel: Kernel, call: OpenCall, progress: Progress, admitted: Admitted
+async def _make(
+    kernel: Kernel,
+    call: OpenCall,
+    scheduler: Scheduler,
+    progress: Progress,
+    frozen: str | None,
 ) -> None:
-    """Book the prompt's tokens, once for a generation, however often it is admitted."""
+    """Slice after slice, until it is at its end; CoreFailed when its core is given up."""
+    process, ticket = call.process, call.ticket
+    assert ticket is not None
+    lost, life = 0, scheduler.life
+    while progress.reason is None:
+        if ticket.sequence is None:
+            life = scheduler.life
+            try:
+                if frozen is not None:
+                    admitted = await scheduler.core.thaw(frozen)
+                else:
+                    made = progress.tokens if progress.own else ()
+                    admitted = await scheduler.core.admit(progress.prompt, made, progress.text)
+            except CoreFailed as error:
+                lost = kernel.core_lost(scheduler, life, error, lost)
+                continue
+            kernel.core_found(scheduler)
+            ticket.sequence = admitted.sequence
+            frozen = None  # after a crash its tokens are enough
+            await _pay_for_prompt(kernel, call, scheduler, progress, admitted)
+        try:
+            result = await scheduler.run(ticket)
+        except LineClosed:
+            raise
+        except CoreFailed as error:
+            scheduler.forget(ticket)
+            lost = kernel.core_lost(scheduler, life, error, lost)
+            continue
+        if result is None:
+            kernel.processes.exhausted(process)
+            continue
+        lost = 0 if result.tokens else lost
+        made_now = len(result.tokens)
+        process.usage += Usage(
+            completion_tokens=made_now, slices=1, usd=made_now * scheduler.answer_usd
+        )
+        progress.took += Usage(usd=made_now * scheduler.answer_usd)
+        if result.spent is not None:
+            _correct(call, scheduler, progress, result)
+        if result.tokens or result.finish_reason:  # in one append with the slice's end
+            kernel.trace.record(progress.row(call.id, result), *kernel.processes.spent(process))
+        progress.add(result)
+        kernel.processes.recheck_budgets()
+        if call.on_delta and (result.text or result.finish_reason or result.logprobs):
+            delta = Delta(result.text, result.logprobs, result.tool_calls, result.finish_reason)
+            kernel.trace.durable().add_done_callback(partial(_show, call, delta))
+
+
+def _correct(call: OpenCall, scheduler: Scheduler, progress: Progress, result: SliceResult) -> None:
+    """Book the difference between what was counted here and what the server says it took."""
+    spent, process = result.spent, call.process
+    assert spent is not None
+    made = len(progress.tokens) + len(result.tokens) if progress.own else len(result.tokens)
+    prompt = spent.prompt_tokens - progress.prompt_tokens if progress.own else 0
+    answer = spent.completion_tokens - made
+    cached = spent.cached_tokens - progress.cached_tokens if progress.own else 0
+    usd = (
+        prompt * scheduler.prompt_usd
+        + answer * scheduler.answer_usd
+        + cached * (scheduler.cached_usd - scheduler.prompt_usd)
+    )
+    process.budget.settle(0, prompt + answer, 0.0, usd)
+    change = Usage(prompt_tokens=prompt, completion_tokens=answer, cached_tokens=cached, usd=usd)
+    process.usage += change
+    progress.took += Usage(usd=usd)
+    progress.prompt_tokens += prompt
+    progress.cached_tokens += cached
+    progress.uncounted += answer
+
+
+async def _pay_for_prompt(
+    kernel: Kernel, call: OpenCall, scheduler: Scheduler, progress: Progress, admitted: Admitted
+) -> None:
+    """Book the prompt's tokens, once for a generation and core, however often it is admitted."""
     kernel.trace.emit(
         ev.TicketQueued,
         call.process.pid,
@@ -220,15 +291,20 @@ async def _pay_for_prompt(
         prompt_tokens=admitted.prompt_tokens,
         cached_tokens=admitted.cached_tokens,
     )
-    if progress.prompt_tokens:
+    if progress.paid == scheduler.name:
         return
     process, wanted = call.process, admitted.prompt_tokens
-    while not process.budget.reserve_tokens(wanted, at_least=wanted):
+    cached = admitted.cached_tokens
+    usd = (wanted - cached) * scheduler.prompt_usd + cached * scheduler.cached_usd
+    rate = usd / wanted if wanted else 0.0
+    while not process.budget.reserve_tokens(wanted, at_least=wanted, rate=rate):
         kernel.processes.exhausted(process, wanted)
         await kernel.blocked(call)
-    process.budget.settle_tokens(wanted, wanted)
-    progress.prompt_tokens, progress.cached_tokens = wanted, admitted.cached_tokens
-    process.usage += Usage(prompt_tokens=wanted, cached_tokens=admitted.cached_tokens)
+    process.budget.settle_tokens(wanted, wanted, rate)
+    progress.paid = scheduler.name
+    progress.prompt_tokens, progress.cached_tokens = wanted, cached
+    progress.took += Usage(usd=usd)
+    process.usage += Usage(prompt_tokens=wanted, cached_tokens=cached, usd=usd)
 
 
 def _show(call: OpenCall, delta: Delta, durable: asyncio.Future[None]) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,16 +29,16 @@ from aios.errors import (
     DriverError,
     InvalidCall,
     Killed,
-    NotFound,
     StoreFailed,
     TimedOut,
 )
-from aios.kernel import access, kept, recovery, replay
+from aios.kernel import access, kept, recovery, replay, routing
 from aios.kernel.generation import LOST_IN_A_ROW
 from aios.kernel.keys import Keys
 from aios.kernel.lives import Lives
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.processes import Processes
+from aios.kernel.routing import CoreNow
 from aios.kernel.scheduler import Scheduler
 from aios.kernel.table import SYSTEM_CALLS, Entry
 from aios.kernel.trace import Trace
@@ -61,7 +61,15 @@ from aios.ports import (
 
 VERSION = "0.1.0"
 FIRST_PRUNE_S = 60.0  # after the start: first the agents, then the dust
+DOWN_S = 10.0  # how long a core that failed is asked last
 PRUNE_S = 3_600.0  # between two looks at what the journal need not keep
+
+
+class Trouble(NamedTuple):
+    """Why a core failed, and until when others are asked first."""
+
+    message: str
+    until: float
 
 
 class Kernel:
@@ -98,6 +106,8 @@ class Kernel:
         self.marks: dict[str, MarkRow] = {row.id: row for row in image.marks}
         self.snapshots: dict[str, SnapshotRow] = {row.id: row for row in image.snapshots}
         self.schedulers: dict[str, Scheduler] = {}
+        self.draining: set[str] = set()  # cores that are sent nothing new
+        self.troubles: dict[str, Trouble] = {}  # of cores that failed last, by name
         self.policy, self.quantum = config.scheduler.policy, config.scheduler.quantum
         self._opening: dict[str, asyncio.Future[Scheduler]] = {}
         self.boot = secrets.token_hex(8)  # differs in every start: a client sees that it is another
@@ -390,15 +400,21 @@ class Kernel:
         return self.keys.ensure(user, renew=renew)
 
     def models(self) -> list[str]:
-        return self.cores.names()
+        """All that can be asked for by one name."""
+        facts = self.cores.facts()
+        names = [name for core in facts for name in (core.name, core.model, *core.classes)]
+        return [*dict.fromkeys(names)]
 
     def model_for(self, process: Process, asked: str | None) -> str:
-        """Which model answers a process that asks for *asked*."""
+        """What a process that asks for *asked* means: a core, a model, a class, a list of them."""
         own = process.model or self.cores.default
         if asked is None or asked == own:
             return own
-        names = self.cores.names()
-        if asked in names:
+        if asked in self.schedulers:
+            return asked
+        cores = self.cores_now()
+        missing = routing.unknown_in(asked, cores)
+        if missing is None:
             return asked
         alias = self.config.server.aliases.get(asked)
         if alias is not None:
@@ -406,10 +422,29 @@ class Kernel:
         if process.wrap_model:
             self.trace.emit(ev.ModelSubstituted, process.pid, asked=asked, used=own)
             return own
-        raise NotFound(
-            f"there is no model named {asked!r} here; there are {', '.join(names)} "
-            "(`aios model pull` and `aios model import` add more)."
-        )
+        raise routing.unknown(missing, cores)
+
+    def cores_now(self) -> list[CoreNow]:
+        """Every core, with what is known of it at this moment."""
+        found, now = [], self.clock.monotonic()
+        for facts in self.cores.facts():
+            scheduler = self.schedulers.get(facts.name)
+            if scheduler is None:
+                window, load, speed = facts.context_tokens, 0.0, 0.0
+            else:
+                window = scheduler.core.abilities.context_tokens
+                load, speed = scheduler.load, scheduler.speed
+            is_down = facts.name in self.troubles and now < self.troubles[facts.name].until
+            is_draining = facts.name in self.draining
+            found.append(CoreNow(facts, load, speed, is_draining, is_down, window))
+        return found
+
+    def first_core(self, asked: str) -> str:
+        """The core that something asked for would go to now."""
+        choices = routing.rank(asked, self.cores_now())
+        if not choices:
+            raise routing.all_draining(asked)
+        return choices[0].core
 
     async def scheduler(self, model: str) -> Scheduler:
         """The line in front of a model's core, which is started on first use."""
@@ -424,6 +459,7 @@ class Kernel:
     async def _open(self, model: str) -> Scheduler:
         try:
             core = await self.cores.open(model)
+            facts = next(facts for facts in self.cores.facts() if facts.name == model)
             settings = self.config.scheduler
             scheduler = Scheduler(
                 model,
@@ -434,6 +470,7 @@ class Kernel:
                 settings.queue,
                 self.trace,
                 self.clock,
+                facts,
             )
             self.schedulers[model] = scheduler
             return scheduler
@@ -445,12 +482,18 @@ class Kernel:
         if life == scheduler.life:
             scheduler.lost()
             self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
-        if lost >= LOST_IN_A_ROW:
+        # one on this machine starts again by itself; a server is another's, and others may be up
+        if not scheduler.facts.is_here or lost >= LOST_IN_A_ROW:
             raise error
         return lost + 1
 
+    def core_down(self, name: str, error: AiosError) -> None:
+        """It failed for good just now: others are asked first for a while."""
+        self.troubles[name] = Trouble(error.message, self.clock.monotonic() + DOWN_S)
+
     def core_found(self, scheduler: Scheduler) -> None:
         """It takes sequences; told when it did not before."""
+        self.troubles.pop(scheduler.name, None)
         if scheduler.served_in < scheduler.life:
             scheduler.served_in = scheduler.life
             self.trace.emit(ev.CoreRestarted, 0, core=scheduler.name)

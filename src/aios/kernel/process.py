@@ -30,6 +30,7 @@ from aios.ports import CallHistory, Record, Started
 if TYPE_CHECKING:
     from aios.kernel.generation import Progress
     from aios.kernel.replay import Replay, Unknown
+    from aios.kernel.routing import Route
     from aios.kernel.scheduler import Ticket
 
 PROCESS_MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -64,6 +65,7 @@ class OpenCall:
         "on_delta",
         "process",
         "progress",
+        "route",
         "started",
         "state",
         "task",
@@ -89,6 +91,7 @@ class OpenCall:
         self.lost = 0  # what the trace had lost before it began
         self.ticket: Ticket | None = None
         self.progress: Progress | None = None
+        self.route: Route | None = None  # of a generation: where it may go
         self.verdict: AiosError | None = None  # why the kernel ended it, if it did
         self.made: CallHistory | None = None  # by an earlier life of its program
         self.effects: list[Record] = []  # journaled in the transaction that ends the call

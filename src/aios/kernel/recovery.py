@@ -95,7 +95,8 @@ def _contents(kernel: Kernel, image: Image) -> None:
             process.usage = wire.decode(spent.usage, Usage)
             left = wire.decode(spent.left, Limits)
             budget = process.budget
-            budget.tokens, budget.seconds, budget.calls = left.tokens, left.seconds, left.calls
+            budget.tokens, budget.seconds = left.tokens, left.seconds
+            budget.calls, budget.usd = left.calls, left.usd
     said: defaultdict[tuple[int, str], list[ContextRow]] = defaultdict(list)
     for message in image.contexts:
         said[message.pid, message.context].append(message)

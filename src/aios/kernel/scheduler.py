@@ -19,13 +19,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aios.abi import events as ev
-from aios.abi.calls import SchedulerReport
+from aios.abi.calls import Price, SchedulerReport
 from aios.errors import CoreFailed, QueueFull
 from aios.kernel.context import to_page_out
 from aios.kernel.policies import POLICIES, Rank, check
 from aios.kernel.process import OpenCall, Process
 from aios.kernel.trace import Trace
-from aios.ports import Clock, Core, Slice, SliceResult
+from aios.ports import Clock, Core, CoreFacts, Slice, SliceResult
+
+BEGUN: Rank = (float("-inf"), 0)
+SPEED_WEIGHT = 0.2  # of a slice, in the running mean of a core's speed
+
+
+class LineClosed(CoreFailed):
+    """The core is being drained; what has not begun may go elsewhere."""
 
 
 class Ticket:
@@ -91,8 +98,13 @@ class Scheduler:
         limit: int,
         trace: Trace,
         clock: Clock,
+        facts: CoreFacts,
     ) -> None:
-        self.name, self.core = name, core
+        self.name, self.core, self.facts = name, core, facts
+        price = facts.price or Price()
+        self.prompt_usd, self.answer_usd = price.prompt / 1e6, price.answer / 1e6  # a token
+        self.cached_usd = self.prompt_usd if price.cached is None else price.cached / 1e6
+        self.speed = 0.0  # tokens a second of one generation that runs; 0: not known yet
         self.life = self.served_in = (
             0  # of the core: counted up when it dies; the last it served in
         )
@@ -137,7 +149,7 @@ class Scheduler:
             self._leave(ticket)
             raise CoreFailed(f"the core of {self.name} died while {ticket!r} was in line.")
         budget = ticket.process.budget
-        reserved = budget.reserve_tokens(self.quantum)
+        reserved = budget.reserve_tokens(self.quantum, rate=self.answer_usd)
         if not reserved:
             self._leave(ticket)
             return None
@@ -154,7 +166,8 @@ class Scheduler:
             cancelled = True
             raise
         finally:
-            budget.settle_tokens(reserved, len(result.tokens))
+            budget.settle_tokens(reserved, len(result.tokens), self.answer_usd)
+            self._note_speed(len(result.tokens), self._clock.monotonic() - started)
             ticket.slices += 1
             ticket.ran_s += self._clock.monotonic() - started
             ticket.cells = result.cells
@@ -189,6 +202,9 @@ class Scheduler:
             self._park(ticket)
         try:
             await ticket.grant
+        except LineClosed:
+            ticket.call.move("active")
+            raise
         except asyncio.CancelledError:
             if ticket.is_running:  # granted in the same step in which it was cancelled
                 self._leave(ticket)
@@ -204,6 +220,8 @@ class Scheduler:
 
     def _push(self, ticket: Ticket) -> None:
         ticket.rank = POLICIES[self.policy](ticket, self._ageing_s)
+        if ticket.slices and not self.core.abilities.preemptible:
+            ticket.rank = BEGUN  # it cannot stop, so it keeps its slot
         self._turns += 1
         ticket.entry = self._turns
         heapq.heappush(self._line, (ticket.rank, ticket.entry, ticket.number, ticket))
@@ -309,6 +327,22 @@ class Scheduler:
             ticket.holders -= 1
             self._wake(ticket)
 
+    def drain(self) -> None:
+        """Send away who waits here, has nothing yet, and could go elsewhere."""
+        for ticket in self.tickets:
+            progress = ticket.call.progress
+            if ticket.grant is None or ticket.grant.done() or (progress and progress.tokens):
+                continue
+            try:
+                self.send_away(ticket.call)
+            except LineClosed as closed:
+                ticket.grant.set_exception(closed)
+
+    def send_away(self, call: OpenCall) -> None:
+        """LineClosed for a call that could go to another core."""
+        if call.route is not None and call.route.has_others:
+            raise LineClosed(f"the core {self.name} is being drained.")
+
     async def release(self, ticket: Ticket) -> None:
         """The generation is over: its ticket goes, and its sequence with it."""
         self.tickets.discard(ticket)
@@ -346,6 +380,16 @@ class Scheduler:
         if ticket.residency == "ram" and ticket.sequence is not None:
             paged = await self.core.page_in(ticket.sequence)
             self._trace.emit(ev.PagedIn, ticket.process.pid, call=ticket.call.id, bytes=paged.bytes)
+
+    def _note_speed(self, tokens: int, seconds: float) -> None:
+        if tokens and seconds > 0:
+            now = tokens / seconds
+            self.speed += SPEED_WEIGHT * (now - self.speed) if self.speed else now
+
+    @property
+    def load(self) -> float:
+        """Generations for each slot."""
+        return len(self.tickets) / max(1, self._slots)
 
     # --- policy -----------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from aios.kernel.calls import (
     access,
     agent,
     context,
+    cores,
     lives,
     machine,
     memory,
@@ -125,6 +126,12 @@ SYSTEM_CALLS: dict[type[abi.Call], Entry] = {
     abi.SetScheduler: Entry(machine.sys_set_scheduler, "machine", "idempotent"),
     abi.GetJournal: Entry(machine.sys_get_journal, "machine", "none", looks=True),
     abi.PruneJournal: Entry(machine.sys_prune_journal, "machine", "idempotent"),
+    # cores
+    abi.CoreList: Entry(cores.sys_core_list, "self", "none", looks=True),
+    abi.CoreAdd: Entry(cores.sys_core_add, "machine", "once"),
+    abi.CoreDrain: Entry(cores.sys_core_drain, "machine", "idempotent"),
+    abi.CoreRemove: Entry(cores.sys_core_remove, "machine", "once"),
+    # keys
     abi.KeyNew: Entry(access.sys_key_new, "machine", "once"),
     abi.KeyRevoke: Entry(access.sys_key_revoke, "machine", "idempotent"),
     abi.KeyList: Entry(access.sys_key_list, "machine", "none", looks=True),

@@ -137,9 +137,10 @@ class Process:
         tokens: int | None = None,
         seconds: float | None = None,
         calls: int | None = None,
+        usd: float | None = None,
     ) -> UsageReport:
         """Replace what is left of the named amounts; a process stopped at its cap goes on."""
-        budget = Limits(tokens=tokens, seconds=seconds, calls=calls)
+        budget = Limits(tokens=tokens, seconds=seconds, calls=calls, usd=usd)
         return await self.call(SetBudget(aid=self.aid, budget=budget), UsageReport)
 
     async def usage(self) -> UsageReport:

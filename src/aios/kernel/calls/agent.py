@@ -231,6 +231,7 @@ async def sys_set_budget(
         tokens=left.tokens,
         seconds=left.seconds,
         calls=left.calls,
+        usd=left.usd,
     )
     if not had_seconds and request.budget.seconds is not None and target.state != "new":
         kernel.processes.count_seconds(target)

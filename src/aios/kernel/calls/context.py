@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,8 @@ from aios.kernel.compaction import Work
 from aios.kernel.context import Context, Turn
 from aios.kernel.generation import Progress
 from aios.kernel.process import OpenCall, Process
+from aios.kernel.routing import Route
+from aios.kernel.scheduler import Scheduler
 from aios.ports import Prompt, SnapshotRow
 
 if TYPE_CHECKING:
@@ -28,14 +31,36 @@ COMPACTIONS = 3  # for one generation: a second one speaks in the same context m
 async def sys_generate(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Generate
 ) -> abi.Generation:
-    model = kernel.model_for(target, request.model)
     generation.validate(_prompt(request, request.messages))
-    scheduler = await kernel.scheduler(model)
+    asked = kernel.model_for(target, request.model)
+    characters = sum(len(message.content) for message in request.messages)
+    call.route = Route(kernel, call, asked, characters)
+    return await call.route.run(partial(_generate_on, kernel, call, target, request))
+
+
+async def _generate_on(
+    kernel: Kernel,
+    call: OpenCall,
+    target: Process,
+    request: abi.Generate,
+    scheduler: Scheduler,
+) -> abi.Generation:
+    """On one core; when another has begun it, from where that one was."""
+    model, begun = scheduler.name, call.progress
+    if begun is not None and not begun.tokens:
+        begun = None  # nothing of it is left: this core's window may be another
     if request.context is None:
+        if begun is not None:
+            return await generation.run(kernel, call, scheduler, begun)
         found = await retrieval.look_up(kernel, call, request, request.messages, scheduler)
         prompt = _prompt(request, retrieval.put(request.messages, found))
         return await generation.run(kernel, call, scheduler, Progress(prompt, model, None, []))
     context = target.contexts.setdefault(request.context, Context(request.context))
+    if begun is not None:
+        async with context.lock():
+            answer = await generation.run(kernel, call, scheduler, begun)
+            _keep(call, context, (*request.messages, answer.message), answer.usage.tokens)
+            return answer
     said = (*context.messages, *request.messages)
     found = await retrieval.look_up(kernel, call, request, said, scheduler)
 
@@ -208,7 +233,7 @@ def _context(process: Process, name: str, *, make: bool = False) -> Context:
 async def _work(
     kernel: Kernel, call: OpenCall, process: Process, context: Context, model: str | None = None
 ) -> Work:
-    scheduler = await kernel.scheduler(kernel.model_for(process, model))
+    scheduler = await kernel.scheduler(kernel.first_core(kernel.model_for(process, model)))
     return Work(kernel, call, process, context, scheduler)
 
 
