@@ -135,6 +135,7 @@ class Kernel(Struct, frozen=True):
     restart_concurrency: Positive = 4  # programs that start at once after a crash: more only thrash
     reconnect_s: Seconds = 30.0  # for agents in their callers' own Python, after a crash
     message_bytes: Positive = 1_000_000  # one request: contexts are text, files go elsewhere
+    max_new_tokens: Natural = 0  # of one generation, at most; 0: what the window leaves
 
 
 class Scheduler(Struct, frozen=True):

@@ -32,6 +32,7 @@ async def sys_generate(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Generate
 ) -> abi.Generation:
     generation.validate(_prompt(request, request.messages))
+    request = _capped(request, kernel.config.kernel.max_new_tokens)
     asked = kernel.model_for(target, request.model)
     characters = sum(len(message.content) for message in request.messages)
     call.route = Route(kernel, call, asked, characters)
@@ -86,6 +87,16 @@ async def _generate_on(
         )
         await kernel.trap(target.pid, shorter)
     raise KernelBug(f"call {call.id} neither fitted its context nor failed")
+
+
+def _capped(request: abi.Generate, most: int) -> abi.Generate:
+    """With an answer of at most so many tokens; 0 is no limit."""
+    asked = request.sampling.max_tokens
+    if not most or (asked is not None and asked <= most):
+        return request
+    return msgspec.structs.replace(
+        request, sampling=msgspec.structs.replace(request.sampling, max_tokens=most)
+    )
 
 
 def _prompt(request: abi.Generate, messages: tuple[Message, ...]) -> Prompt:
