@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aios.abi.calls import CoreSpec
 from aios.config import Config
 from aios.drivers.cores.llama.core import LlamaCore
+from aios.drivers.prices import price_of
 from aios.errors import Conflict, InvalidCall, NotFound
 from aios.ports import Clock, Core, CoreFacts
 
@@ -107,13 +108,16 @@ class ConfiguredCores:
 
 
 def facts_of(name: str, spec: CoreSpec) -> CoreFacts:
-    """What a core's description says of it."""
+    """What a core's description says of it, and the table of prices."""
+    price = spec.price
+    if price is None and spec.kind in ("openai", "provider"):
+        price = price_of(spec.model or name, provider=spec.provider, url=spec.url)
     return CoreFacts(
         name,
         spec.kind,
         spec.model or name,
         spec.classes,
-        spec.price,
+        price,
         spec.context_tokens,
         spec.url,
     )
