@@ -692,6 +692,8 @@ class FaultyServer:
             if piece:
                 if self.token_s:
                     await asyncio.sleep(self.token_s)
+                if reader.at_eof():
+                    return False  # nobody listens any more
                 self.tokens += 1  # before it is sent: nobody has what is not counted
                 await send(wire.token(piece))
         await send(wire.end(reason, _words(asked), len(pieces), fault.usage))

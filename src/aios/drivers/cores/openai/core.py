@@ -136,8 +136,15 @@ class Server:
         return f"<server {self.place}: {self._model or 'its first model'}, {kind}>"
 
     async def start(self) -> Abilities:
-        if self._abilities is not None:
-            return self._abilities
+        if self._abilities is None:
+            try:
+                self._abilities = await self._find_out()
+            except BaseException:  # cancelled, too: nobody closes what has not started
+                await self.close()
+                raise
+        return self._abilities
+
+    async def _find_out(self) -> Abilities:
         facts = await self.look()
         names = [model.name for model in facts.models]
         if not self._model and names:
@@ -150,7 +157,7 @@ class Server:
         continues = facts.continues if self._continues is None else self._continues
         known = facts.model(self._model) or (facts.models[0] if facts.models else None)
         window = self._context_tokens or (known.context_tokens if known else 0)
-        self._abilities = Abilities(
+        return Abilities(
             model=self._name,
             slots=self._slots or facts.slots or self._dialect.slots,
             context_tokens=window or UNKNOWN_WINDOW,
@@ -158,7 +165,6 @@ class Server:
             exact_snapshots=False,
             shared_fate=False,
         )
-        return self._abilities
 
     async def close(self) -> None:
         http, self._http = self._http, None

@@ -226,7 +226,8 @@ async def look(questions: Questions) -> ServerFacts:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and 0 < value < 1 << 31 else 0
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+    return value if is_count else 0
 
 
 def _window(entry: dict[str, Any]) -> int:
