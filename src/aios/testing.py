@@ -716,7 +716,7 @@ class FaultyServer:
                 await reader.read()  # until the other side gives up
                 return False
             case "garbage":
-                await send("data: {this is no JSON\n\n")
+                await send("event: content_block_delta\ndata: {this is no JSON\n\n")
             case "html":
                 await send("<!doctype html><title>Bad gateway</title>\n")
             case "error":
@@ -738,9 +738,14 @@ async def _reply(
 
 
 def _words(asked: dict[str, Any]) -> int:
-    """The tokens of a request's messages and tools, as ScriptedCore counts them."""
-    said = [asked.get("system", ""), *(one["content"] for one in asked["messages"])]
-    return sum(len(str(text or "").split()) + 1 for text in said if text != "")
+    """The tokens of a request's messages, as ScriptedCore counts them."""
+    texts = []
+    for one in asked["messages"]:
+        content = one["content"] or ""
+        if not isinstance(content, str):  # Anthropic's blocks
+            content = " ".join(str(block.get("text", "")) for block in content)
+        texts.append(content)
+    return sum(len(text.split()) + 1 for text in texts)
 
 
 class _OpenAIStream:
