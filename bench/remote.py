@@ -40,7 +40,7 @@ CALLERS = 4  # at once; two cores feed no more of llama.cpp's
 ROUNDS = 5
 PAIRS = 40  # of single requests, for the first token
 TOKEN_S = 0.01  # of the scripted server
-TOKENS = {"scripted": 200, "llama": 32}  # of an answer
+TOKENS = {"scripted": 200, "llama": 24}  # of an answer
 numbers = itertools.count(50_000)
 
 
@@ -191,7 +191,7 @@ async def measure(kind: str, rounds: int = ROUNDS, pairs: int = PAIRS) -> dict[s
 def run() -> dict[str, Any]:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         scripted = runner.run(measure("scripted"))
-        llama = runner.run(measure("llama", rounds=3, pairs=16))
+        llama = runner.run(measure("llama", pairs=10))
     return {
         "name": "remote",
         "scripted": scripted,

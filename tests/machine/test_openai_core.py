@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from aios.abi.messages import Message, Sampling, ToolSpec, ToolUse
+from aios.abi.calls import Generate, Generation
+from aios.abi.messages import Delta, Message, Sampling, ToolSpec, ToolUse
 from aios.drivers.clock import SystemClock
 from aios.drivers.cores.gate import Gate
 from aios.drivers.cores.openai import wire
@@ -25,7 +26,15 @@ from aios.drivers.cores.openai.discovery import discover
 from aios.drivers.cores.remote.sequence import HELD
 from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreTimeout, InvalidCall
 from aios.ports import Prompt, Slice, SliceResult, Spent
-from aios.testing import FakeClock, Fault, FaultyServer, settle
+from aios.testing import (
+    FakeClock,
+    Fault,
+    FaultyServer,
+    ScriptedCores,
+    machine,
+    settle,
+    user,
+)
 
 TEXT = "one two three four five six seven eight nine ten"
 KEY = "sk-a-key-that-nobody-must-see"
@@ -166,10 +175,12 @@ async def test_a_server_that_never_ends_is_stopped(server: FaultyServer) -> None
         {"prompt_tokens": -5},
         {"prompt_tokens": 0},
         {"prompt_tokens": 10**9},
+        {"prompt_tokens": "many"},
+        {"completion_tokens": 2.5},
     ],
 )
 async def test_usage_that_cannot_be_is_not_believed(
-    server: FaultyServer, lie: dict[str, int]
+    server: FaultyServer, lie: dict[str, Any]
 ) -> None:
     async with Made(server) as made:
         server.faults.append(Fault(usage=lie))
@@ -661,6 +672,12 @@ def test_an_event_without_an_end_is_not_waited_for() -> None:
         list(events.feed(b"x" * 101))
 
 
+def test_an_answer_that_a_server_aborts_is_not_taken_for_a_whole_one() -> None:
+    answer = wire.Answer(counts=False)
+    answer.add(wire.chunk(b'{"choices": [{"delta": {}, "finish_reason": "abort"}]}'))
+    assert (answer.reason, answer.broken) == (None, "abort")
+
+
 def test_thoughts_count_and_are_not_shown() -> None:
     answer = wire.Answer(counts=False)
     piece = answer.add(wire.chunk(b'{"choices": [{"delta": {"reasoning_content": "hm"}}]}'))
@@ -743,6 +760,14 @@ async def test_a_server_is_known_by_what_it_answers(
     assert [(model.name, model.context_tokens) for model in facts.models] == [("m", window)]
 
 
+async def test_a_server_that_does_not_count_any_more_is_estimated(server: FaultyServer) -> None:
+    async with Made(server) as made:
+        asked = prompt("word " * 100)
+        assert await made.core.measure(asked) == 101
+        server.kind = "unknown"
+        assert await made.core.measure(asked) == wire.estimate(asked) == 132
+
+
 async def test_what_is_told_counts_before_what_is_found(server: FaultyServer) -> None:
     async with Made(server, slots=2, context_tokens=50, continues=False) as made:
         abilities = made.core.abilities
@@ -769,3 +794,34 @@ async def test_a_real_clock_is_all_that_a_gate_needs(server: FaultyServer) -> No
         server.faults.append(Fault(status=503, headers={"retry-after-ms": "50"}))
         assert (await made.rest(await made.admit(prompt())))[0] == TEXT
         assert server.requests == 2
+
+
+# --- under the kernel -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vllm", "unknown"])
+async def test_the_kernel_asks_for_each_answer_once(kind: str) -> None:
+    gate = Gate("test", SystemClock())
+    async with FaultyServer([TEXT], kind=kind, token_s=0.001) as server:
+        core = OpenAICore(server.url, "scripted", "remote", gate=gate, slots=4)
+        await core.start()
+        async with machine(cores=ScriptedCores(core)) as kernel:
+            pid = kernel.identify(kernel.user_key)
+            shown: dict[int, str] = dict.fromkeys(range(12), "")
+
+            async def ask(number: int) -> Generation:
+                def hear(delta: Delta) -> None:
+                    shown[number] += delta.text
+
+                sampling = Sampling(max_tokens=16)
+                call = Generate(messages=user("Count."), context=None, sampling=sampling)
+                reply = await kernel.trap(pid, call, hear)
+                assert isinstance(reply, Generation)
+                return reply
+
+            made = await asyncio.gather(*map(ask, shown))
+            assert {one.message.content for one in made} == set(shown.values()) == {TEXT}
+            assert {one.usage.completion_tokens for one in made} == {10}
+            assert (server.requests, server.tokens) == (12, 120)
+            assert (await core.residency()).sequences == 0
+        await core.close()

@@ -221,3 +221,50 @@ async def test_a_schema_is_answered_as_text(server: FaultyServer) -> None:
     async with Made(server) as made:
         await made.answer(prompt(schema=schema))
     assert "n" in json.dumps(server.asked[0].get("output_config") or server.asked[0]["tools"])
+
+
+async def test_googles_format_is_spoken_too() -> None:
+    seen: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            int(line.split(":")[1])
+            for line in head.lower().splitlines()
+            if line.startswith("content-length")
+        )
+        seen.extend((head, (await reader.readexactly(length)).decode()))
+        told = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
+        body = ""
+        for text, end in (("one", {}), (" two", {"finishReason": "STOP"})):
+            content = {"role": "model", "parts": [{"text": text}]}
+            chunk = {"candidates": [{"content": content, **end}], "usageMetadata": told}
+            body += f"data: {json.dumps(chunk)}\r\n\r\n"
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+            + f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
+        )
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        core = ProviderCore(
+            "google:gemini-2.5-flash",
+            "gemini",
+            gate=Gate("google", FakeClock()),
+            key=lambda: KEY,
+            url=f"http://127.0.0.1:{port}",
+        )
+        await core.start()
+        assert core.abilities.context_tokens > 500_000
+        sequence = (await core.admit(prompt())).sequence
+        text = ""
+        while not (result := await core.run(sequence, WHOLE)).finish_reason:
+            text += result.text
+        assert (text + result.text, result.finish_reason) == ("one two", "stop")
+        assert result.spent == Spent(3, 2)
+        await core.close()
+    assert "/models/gemini-2.5-flash:streamGenerateContent" in seen[0]
+    assert KEY in seen[0]
+    assert "Count." in seen[1]

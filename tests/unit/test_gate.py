@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from aios.drivers.cores.gate import GAP_S, LONGEST_TOLD_S, Gate, seconds_until, told_wait_s
+from aios.drivers.cores.gate import (
+    GAP_S,
+    LONGEST_TOLD_S,
+    Gate,
+    Gates,
+    seconds_until,
+    told_wait_s,
+)
 from aios.errors import CoreFailed
 from aios.testing import FakeClock, settle
 
@@ -308,3 +315,18 @@ async def test_headers_that_make_no_sense_limit_nothing() -> None:
         headers={"x-ratelimit-limit-requests": "10", "x-ratelimit-remaining-requests": "10000"}
     )
     assert world.gate.report().budgets["requests"].left == 10
+
+
+async def test_one_name_is_one_gate() -> None:
+    told: list[str] = []
+    clock = FakeClock(NOW)
+    gates = Gates(clock, lambda kind, fields: told.append(f"{fields['gate']} {kind}"))
+    with await gates.of("acme work").enter() as passage:
+        passage.answered(429, {"retry-after": "5"})
+    assert gates.of("acme work") is gates.of("acme work")
+    reports = {report.name: report.parked_until for report in gates.report()}
+    assert reports == {"acme work": pytest.approx(NOW + 5, abs=GAP_S)}
+    with await gates.of("acme home").enter():
+        pass  # another key, another gate
+    assert told == ["acme work parked"]
+    assert [report.name for report in gates.report()] == ["acme home", "acme work"]

@@ -400,3 +400,20 @@ class Gate:
     def _tell(self, kind: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(kind, {"gate": self.name, **fields})
+
+
+class Gates:
+    """All gates of a machine by name: one for each provider and key, whoever asks for it first."""
+
+    def __init__(self, clock: Clock, on_event: OnEvent | None = None) -> None:
+        self._clock, self._on_event = clock, on_event
+        self._gates: dict[str, Gate] = {}
+
+    def of(self, name: str) -> Gate:
+        """*name* is of a provider and of its key (``api.example.com work``), never the key."""
+        if name not in self._gates:
+            self._gates[name] = Gate(name, self._clock, on_event=self._on_event)
+        return self._gates[name]
+
+    def report(self) -> list[GateReport]:
+        return [gate.report() for _, gate in sorted(self._gates.items())]

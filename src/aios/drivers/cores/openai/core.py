@@ -39,7 +39,7 @@ from aios.drivers.cores.openai.failures import (
 )
 from aios.drivers.cores.remote.core import RemoteCore
 from aios.drivers.cores.remote.upstream import Asked, End, Piece
-from aios.errors import CoreFailed
+from aios.errors import CoreFailed, CoreTimeout
 from aios.ports import Abilities, Prompt
 
 if TYPE_CHECKING:
@@ -197,8 +197,20 @@ class Server:
     # --- measuring --------------------------------------------------------------------------------
 
     async def measure(self, prompt: Prompt) -> int:
-        """Exact where the server counts; else an estimate, four bytes a token."""
-        kind = self.facts.kind if self.facts else "unknown"
+        """Exact where the server counts and answers; else an estimate, four bytes a token.
+
+        That nobody answers is for the stream to tell: the gate is in front of that.
+        """
+        tokens: Any = None
+        if self._gate.breaker == "closed":
+            try:
+                tokens = await self._counted(prompt)
+            except (CoreFailed, CoreTimeout):
+                pass
+        return tokens if isinstance(tokens, int) and tokens > 0 else wire.estimate(prompt)
+
+    async def _counted(self, prompt: Prompt) -> Any:
+        """What the server counts, if it has a way to ask for that."""
         said: dict[str, Any] = {"messages": [wire.message(one) for one in prompt.messages]}
         if self._is_plain(prompt):
             from aios.drivers.cores.openai import plain  # brings the grammars with it
@@ -206,18 +218,17 @@ class Server:
             said["messages"] = plain.messages(prompt)
         elif prompt.tools:
             said["tools"] = wire.tools(prompt)
-        tokens: Any = None
-        if kind == "llama.cpp":
-            text = (await self._questions().json("/apply-template", said)).get("prompt")
-            if isinstance(text, str):
-                asked = {"content": text, "add_special": True, "parse_special": True}
-                tokens = (await self._questions().json("/tokenize", asked)).get("tokens")
-                tokens = len(tokens) if isinstance(tokens, list) else None
-        elif kind == "vllm":
-            tokens = (
-                await self._questions().json("/tokenize", {"model": self._model, **said})
-            ).get("count")
-        return tokens if isinstance(tokens, int) and tokens > 0 else wire.estimate(prompt)
+        questions, kind = self._questions(), self.facts.kind if self.facts else "unknown"
+        if kind == "vllm":
+            return (await questions.json("/tokenize", {"model": self._model, **said})).get("count")
+        if kind != "llama.cpp":
+            return None
+        text = (await questions.json("/apply-template", said)).get("prompt")
+        if not isinstance(text, str):
+            return None
+        asked = {"content": text, "add_special": True, "parse_special": True}
+        tokens = (await questions.json("/tokenize", asked)).get("tokens")
+        return len(tokens) if isinstance(tokens, list) else None
 
     # --- one stream -------------------------------------------------------------------------------
 
@@ -245,6 +256,8 @@ class Server:
                                 f"{served!r} to {part.model!r}; ask again for the whole."
                             )
                     piece = answer.add(part)
+                    if answer.broken is not None:
+                        raise self._broken(Told(answer.broken))
                     if piece is not None:
                         yield calls_in_text.take(piece) if calls_in_text else piece
                 if answer.reason is None:

@@ -209,27 +209,22 @@ class Choice(Struct):
     logprobs: Logprobs | None = None
 
 
-class PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-    def spent(self) -> Spent | None:
-        if self.prompt_tokens is None or self.completion_tokens is None:
-            return None
-        details = self.prompt_tokens_details
-        cached = (details.cached_tokens or 0) if details else 0
-        return Spent(self.prompt_tokens, self.completion_tokens, cached)
+def spent(usage: Any) -> Spent | None:
+    """What a server says that it took, if it says it; whether that can be is judged elsewhere."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    return Spent(prompt, completion, cached if isinstance(cached, int) else 0)
 
 
 class Chunk(Struct):
     model: str | None = None
     choices: list[Choice] | None = None
-    usage: Usage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -289,6 +284,7 @@ REASONS: dict[str, FinishReason] = {
     "content_filter": "stop",
     "eos": "stop",
 }
+BROKEN = frozenset({"abort", "error", "cancelled"})  # the answer is not whole
 
 
 class Answer:
@@ -299,20 +295,23 @@ class Answer:
         self._told = 0
         self._calls: dict[int, ToolUse] = {}
         self.reason: FinishReason | None = None
+        self.broken: str | None = None  # how a server calls it that it did not end the answer
         self.spent: Spent | None = None
 
     def add(self, part: Chunk) -> Piece | None:
         """What a chunk adds to it, if anything."""
         choices = part.choices or []
         running = None
-        if part.usage is not None and (told := part.usage.spent()) is not None:
+        if (told := spent(part.usage)) is not None:
             self.spent = told
             running = told.completion_tokens
         if not choices:
             return None
         choice = choices[0]
         delta = choice.delta or Delta()
-        if choice.finish_reason:
+        if choice.finish_reason in BROKEN:
+            self.broken = choice.finish_reason
+        elif choice.finish_reason:
             self.reason = REASONS.get(choice.finish_reason, "stop")
         text = (delta.content or "") + (delta.refusal or "")
         thought = delta.reasoning_content or delta.reasoning or ""
