@@ -64,6 +64,11 @@ class Round(Struct):
     sampling: Sampling
 
 
+def environment() -> dict[str, str]:
+    """That of a process which runs the engine."""
+    return {**ENVIRONMENT, **os.environ}
+
+
 def model() -> Path:
     """The default model, pulled if it is not here."""
     return ModelStore(Paths.find().models).ensure(Core().model).path
@@ -88,7 +93,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **os.environ},
+            env=environment(),
         )
 
     def rate(self, n: int, sampling: Sampling) -> float:
@@ -168,7 +173,7 @@ class Server:
         params.cache_ram_mib = 0
         params.port = 0
         self._server = xllamacpp.Server(params)
-        self._place = self._server.listening_address.removeprefix("http://")
+        self.place = self._server.listening_address.removeprefix("http://")
         self._pool = ThreadPoolExecutor(SLOTS)
 
     def answer(self, numbers: list[int], sampling: Sampling) -> None:
@@ -187,7 +192,7 @@ class Server:
             "cache_prompt": False,
         }
         kind = {"Content-Type": "application/json"}
-        connection = http.client.HTTPConnection(self._place)
+        connection = http.client.HTTPConnection(self.place)
         connection.request("POST", "/v1/chat/completions", json.dumps(body), kind)
         reply = json.loads(connection.getresponse().read())
         connection.close()

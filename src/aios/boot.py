@@ -32,12 +32,12 @@ async def machine(
     clock = SystemClock()
     journal = SqliteJournal(paths.journal)
     programs = OsPrograms(paths.logs)
-    cores = cores or ConfiguredCores(ModelStore(paths.models), config, clock, paths.contexts)
+    own = ConfiguredCores(ModelStore(paths.models), config, clock, paths.contexts)
     embedder = MiniLM(EmbedderStore(paths.embedder).find)
     kernel = Kernel(
         config,
         journal,
-        cores,
+        cores or own,
         programs,
         clock,
         SqliteMemory(journal.read, journal.append, embedder, config.memory),
@@ -54,6 +54,7 @@ async def machine(
         snapshots=str(paths.snapshots),
         base_env={name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ},
     )
+    own.on_gate = kernel.gate_changed
     await kernel.start()
     try:
         yield kernel

@@ -51,13 +51,19 @@ from aios.abi.messages import (
 
 
 class Prompt(Struct, frozen=True):
-    """All that decides a generation. ``sampling.seed`` is always set by the kernel."""
+    """All that decides a generation. ``sampling.seed`` is always set by the kernel.
+
+    session and priority decide nothing of the answer, only where and when a server makes it:
+    prompts of one session share their beginnings; priority is like nice, lower first, 0 is usual.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str = "auto"
     schema: dict[str, Any] | None = None
+    session: str = ""
+    priority: int = 0
 
 
 class Abilities(Struct, frozen=True):
@@ -66,7 +72,8 @@ class Abilities(Struct, frozen=True):
     slots is how many sequences may hold a slice at once; context_tokens the model's window; cells
     the KV pool in tokens (0: not our business); exact_snapshots that a restored or recomputed
     sequence gives the same bits; preemptible that it can stop between tokens and go on from there
-    (else a sequence that has begun keeps its slot to its end).
+    (else a sequence that has begun keeps its slot to its end); shared_fate that its CoreFailed
+    means the end of all its sequences (else of that one alone).
     """
 
     model: str
@@ -76,6 +83,7 @@ class Abilities(Struct, frozen=True):
     preemptible: bool = True
     exact_snapshots: bool = True
     constrained_output: bool = True
+    shared_fate: bool = True
 
 
 class Admitted(Struct, frozen=True):

@@ -5,7 +5,8 @@
         reply = await kernel.trap(pid, Generate(messages=(Message("user", "Capital of France?"),)))
 
 ScriptedCore answers from a script, token by token, at once; FakeClock moves when told;
-ScriptedPrograms are coroutines that play OS processes; ScriptedEmbedder knows a few synonyms.
+ScriptedPrograms are coroutines that play OS processes; ScriptedEmbedder knows a few synonyms;
+FaultyServer is a model server over HTTP that does what it is told, the wrong thing, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from aios.abi.calls import CoreSpec
-from aios.abi.messages import FinishReason, Message, TokenLogprob, ToolUse
+from aios.abi.messages import FinishReason, Message, Sampling, TokenLogprob, ToolUse
 from aios.config import Config
 from aios.drivers.clock import SystemClock
 from aios.drivers.cores.configured import facts_of
@@ -496,6 +497,377 @@ class ScriptedEmbedder:
         return struct.pack(f"<{len(counts)}f", *(count / length for count in counts))
 
     async def close(self) -> None: ...
+
+
+class Fault(Struct, frozen=True):
+    """What a FaultyServer does wrong in one request.
+
+    status, headers and body are a refusal. Else the stream is right until *after* tokens, then:
+    ``die`` (the connection breaks), ``end`` (it ends as if all were said), ``stall`` (nothing more
+    comes), ``garbage`` (no JSON), ``html``, ``error`` (a server's own), ``model`` (another one goes
+    on), ``runaway`` (it never ends). usage is told instead of what is true.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = {}  # noqa: RUF012 (a Struct copies it)
+    body: str = ""
+    after: int = 0
+    then: str = ""
+    usage: dict[str, Any] | None = None
+
+
+class FaultyServer:
+    """A model server on the loopback: OpenAI's chat completions, and Anthropic's messages.
+
+        async with FaultyServer(["Once upon a time."]) as server:
+            server.faults.append(Fault(then="die", after=2))
+            core = OpenAICore(server.url, "scripted", "scripted", gate=…)
+
+    It answers as ScriptedCore does: tokens are words, *script* a function of the prompt, or texts
+    one after another. *kind* is ``vllm`` (it counts tokens, and goes on from a begun answer) or
+    ``unknown`` (it does neither). Each request to make something takes the first of ``faults``.
+    *pages* are further answers to GET. *token_s* is how long a token takes. requests counts what
+    was asked of it, tokens what it has sent; ``asked`` and ``headers`` are what it was sent.
+    """
+
+    def __init__(
+        self,
+        script: Script = echo,
+        *,
+        kind: str = "vllm",
+        model: str = "scripted",
+        context_tokens: int = 8192,
+        token_s: float = 0.0,
+        key: str | None = None,
+        pages: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.kind, self.model, self.key = kind, model, key
+        self.context_tokens, self.token_s = context_tokens, token_s
+        self.faults: list[Fault] = []
+        self.requests = self.tokens = self.streams = self.connections = 0
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.extra: dict[str, str] = {}  # headers of every good answer
+        self._script, self._pages = script, dict(pages or {})
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None, "use it in async with"
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+
+    async def __aenter__(self) -> FaultyServer:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
+
+    async def quiet(self) -> None:
+        """Wait until no stream is open."""
+        await self._quiet.wait()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the other side has gone, or the test is over
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = {name.lower(): value for name, _, value in (h.partition(": ") for h in head[1:])}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        presented = headers.get("authorization", "").removeprefix("Bearer ")
+        presented = headers.get("x-api-key", presented)
+        if self.key is not None and presented != self.key:
+            said = {"error": {"message": f"Incorrect API key provided: {presented}."}}
+            return await _reply(writer, 401, said)
+        if method == "GET":
+            page = self._page(path)
+            return await _reply(writer, 200 if page is not None else 404, page or {})
+        asked = json.loads(body)
+        if path == "/tokenize" and self.kind == "vllm":
+            return await _reply(writer, 200, {"count": _words(asked)})
+        if path not in ("/v1/chat/completions", "/v1/messages"):
+            return await _reply(writer, 404, {"error": {"message": "Not Found"}})
+        self.requests += 1
+        self.asked.append(asked)
+        self.headers.append(headers)
+        fault = self.faults.pop(0) if self.faults else Fault()
+        if refusal := self._refusal(asked, fault):
+            return await _reply(writer, *refusal)
+        self.streams += 1
+        self._quiet.clear()
+        try:
+            wire = _OpenAIStream if path == "/v1/chat/completions" else _AnthropicStream
+            return await self._stream(reader, writer, wire(asked, self.model), fault)
+        finally:
+            self.streams -= 1
+            if not self.streams:
+                self._quiet.set()
+
+    def _page(self, path: str) -> Any:
+        if path in self._pages:
+            return self._pages[path]
+        if path == "/v1/models":
+            owner = "vllm" if self.kind == "vllm" else "somebody"
+            window = {"max_model_len": self.context_tokens}
+            return {"data": [{"id": self.model, "object": "model", "owned_by": owner} | window]}
+        if self.kind == "vllm" and path in ("/version", "/health"):
+            return {"version": "0.33.0"}
+        return None
+
+    def _refusal(
+        self, asked: dict[str, Any], fault: Fault
+    ) -> tuple[int, Any, dict[str, str]] | None:
+        if fault.status != 200:
+            said: Any = fault.body or {"error": {"message": f"told to answer {fault.status}"}}
+            return fault.status, said, fault.headers
+        if asked["model"] != self.model:
+            return 404, {"error": {"message": f"The model {asked['model']} does not exist."}}, {}
+        if (words := _words(asked)) >= self.context_tokens:
+            message = f"maximum context length is {self.context_tokens} tokens, not {words}"
+            return 400, {"error": {"message": message, "code": "context_length_exceeded"}}, {}
+        return None
+
+    def _answer(self, asked: dict[str, Any]) -> str:
+        said = tuple(
+            Message(one["role"], one["content"] if isinstance(one["content"], str) else "")
+            for one in asked["messages"]
+        )
+        begun = said[-1].content if said[-1].role == "assistant" else ""
+        if begun and asked.get("continue_final_message"):
+            said = said[:-1]
+        else:
+            begun = ""
+        if callable(self._script):
+            whole = self._script(Prompt(said, Sampling()))
+        else:
+            whole = self._script[min(self.requests, len(self._script)) - 1]
+        if form := asked.get("response_format"):
+            whole = json.dumps(example(form["json_schema"]["schema"]))
+        assert whole.startswith(begun), "an answer that has begun is gone on with"
+        return whole[len(begun) :]
+
+    async def _stream(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        wire: _OpenAIStream | _AnthropicStream,
+        fault: Fault,
+    ) -> bool:
+        asked = wire.asked
+        lines = [
+            "HTTP/1.1 200 OK",
+            "Content-Type: text/event-stream",
+            "Transfer-Encoding: chunked",
+            *(f"{name}: {value}" for name, value in (self.extra | fault.headers).items()),
+        ]
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+        async def send(text: str) -> None:
+            writer.write(f"{len(text.encode()):x}\r\n{text}\r\n".encode())
+            await writer.drain()
+
+        await send(wire.begin(_words(asked)))
+        most = wire.max_tokens
+        pieces, reason = wire.pieces(self._answer(asked)), "stop"
+        if most is not None and len(pieces) > most:
+            pieces, reason = pieces[:most], "length"
+        if fault.then == "runaway":
+            pieces = pieces * 10_000
+        for made, piece in enumerate([*pieces, ""]):
+            if fault.then and made == fault.after and fault.then != "runaway":
+                if not await self._go_wrong(reader, fault.then, wire, send):
+                    return False
+                if fault.then == "end":
+                    writer.write(b"0\r\n\r\n")
+                    return False
+            if piece:
+                if self.token_s:
+                    await asyncio.sleep(self.token_s)
+                if reader.at_eof():
+                    return False  # nobody listens any more
+                self.tokens += 1  # before it is sent: nobody has what is not counted
+                await send(wire.token(piece))
+        await send(wire.end(reason, _words(asked), len(pieces), fault.usage))
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _go_wrong(
+        self,
+        reader: asyncio.StreamReader,
+        how: str,
+        wire: _OpenAIStream | _AnthropicStream,
+        send: Callable[[str], Awaitable[None]],
+    ) -> bool:
+        """Whether the stream goes on."""
+        match how:
+            case "die":
+                return False
+            case "stall":
+                await reader.read()  # until the other side gives up
+                return False
+            case "garbage":
+                await send("event: content_block_delta\ndata: {this is no JSON\n\n")
+            case "html":
+                await send("<!doctype html><title>Bad gateway</title>\n")
+            case "error":
+                await send('data: {"error": {"message": "out of memory", "code": 500}}\n\n')
+            case "model":
+                wire.model = "another"
+        return True
+
+
+async def _reply(
+    writer: asyncio.StreamWriter, status: int, said: Any, headers: Mapping[str, str] | None = None
+) -> bool:
+    body = (said if isinstance(said, str) else json.dumps(said)).encode()
+    lines = [f"HTTP/1.1 {status} As Told", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+    await writer.drain()
+    return True
+
+
+def _words(asked: dict[str, Any]) -> int:
+    """The tokens of a request's messages, as ScriptedCore counts them."""
+    texts = []
+    for one in asked["messages"]:
+        content = one["content"] or ""
+        if not isinstance(content, str):  # Anthropic's blocks
+            content = " ".join(str(block.get("text", "")) for block in content)
+        texts.append(content)
+    return sum(len(text.split()) + 1 for text in texts)
+
+
+class _OpenAIStream:
+    """The events of a chat completion."""
+
+    def __init__(self, asked: dict[str, Any], model: str) -> None:
+        self.asked, self.model = asked, model
+        self.max_tokens: int | None = asked.get("max_tokens", asked.get("max_completion_tokens"))
+        self._tool = self._forced()
+
+    def _forced(self) -> dict[str, Any] | None:
+        choice = self.asked.get("tool_choice", "auto")
+        tools: list[dict[str, Any]] = [tool["function"] for tool in self.asked.get("tools", ())]
+        if choice in ("auto", "none") or not tools:
+            return None
+        wanted = choice["function"]["name"] if isinstance(choice, dict) else tools[0]["name"]
+        return next(tool for tool in tools if tool["name"] == wanted)
+
+    def pieces(self, answer: str) -> list[str]:
+        if self._tool is not None:
+            return re.findall(r"\s*\S+", json.dumps(example(self._tool["parameters"])))
+        for stop in self.asked.get("stop", ()):
+            answer = answer.partition(stop)[0]
+        return re.findall(r"\s*\S+", answer)
+
+    def _event(self, delta: dict[str, Any] | None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
+        choices = [] if delta is None else [choice]
+        usage = more.pop("usage", None)
+        body = {"id": "c1", "model": self.model, "choices": choices}
+        return f"data: {json.dumps(body | ({'usage': usage} if usage else {}))}\n\n"
+
+    def begin(self, words: int) -> str:
+        first = self._event({"role": "assistant", "content": None})
+        if self._tool is not None:
+            call = {"index": 0, "id": "call_1", "function": {"name": self._tool["name"]}}
+            first += self._event({"tool_calls": [call]})
+        return first
+
+    def token(self, piece: str) -> str:
+        if self._tool is not None:
+            part = {"index": 0, "function": {"arguments": piece}}
+            return self._event({"tool_calls": [part]})
+        if self.asked.get("logprobs"):
+            content = [{"token": piece, "logprob": 0.0, "top_logprobs": []}]
+            return self._event({"content": piece}, logprobs={"content": content})
+        return self._event({"content": piece})
+
+    def end(self, reason: str, words: int, made: int, usage: dict[str, Any] | None) -> str:
+        if self._tool is not None and reason == "stop":
+            reason = "tool_calls"
+        told = {"prompt_tokens": words, "completion_tokens": made, "total_tokens": words + made}
+        last = self._event({}, finish_reason=reason)
+        if self.asked.get("stream_options", {}).get("include_usage"):
+            last += self._event(None, usage=told | (usage or {}))
+        return f"{last}data: [DONE]\n\n"
+
+
+class _AnthropicStream:
+    """The events of Anthropic's messages."""
+
+    def __init__(self, asked: dict[str, Any], model: str) -> None:
+        self.asked, self.model = asked, model
+        self.max_tokens: int | None = asked.get("max_tokens")
+        self._tool = next(iter(asked.get("tools", ())), None)
+
+    def pieces(self, answer: str) -> list[str]:
+        if self._tool is not None:
+            answer = json.dumps(example(self._tool["input_schema"]))
+        return re.findall(r"\s*\S+", answer)
+
+    @staticmethod
+    def _event(kind: str, **more: Any) -> str:
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **more})}\n\n"
+
+    def begin(self, words: int) -> str:
+        block: dict[str, Any] = {"type": "text", "text": ""}
+        if self._tool is not None:
+            block = {"type": "tool_use", "id": "toolu_1", "name": self._tool["name"], "input": {}}
+        message: dict[str, Any] = {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": words, "output_tokens": 1},
+        }
+        return self._event("message_start", message=message) + self._event(
+            "content_block_start", index=0, content_block=block
+        )
+
+    def token(self, piece: str) -> str:
+        delta = {"type": "text_delta", "text": piece}
+        if self._tool is not None:
+            delta = {"type": "input_json_delta", "partial_json": piece}
+        return self._event("content_block_delta", index=0, delta=delta)
+
+    def end(self, reason: str, words: int, made: int, usage: dict[str, Any] | None) -> str:
+        why = {"stop": "tool_use" if self._tool else "end_turn", "length": "max_tokens"}[reason]
+        return (
+            self._event("content_block_stop", index=0)
+            + self._event(
+                "message_delta",
+                delta={"stop_reason": why, "stop_sequence": None},
+                usage={"output_tokens": made} | (usage or {}),
+            )
+            + self._event("message_stop")
+        )
 
 
 def named_key(user: str) -> bytes:

@@ -24,6 +24,7 @@ def needed() -> set[str]:
     """Every package that an install with [test] brings here, by its canonical name."""
     todo = [Requirement(r) for r in (*PROJECT["dependencies"], "aios[test]")]
     found: set[str] = set()
+    followed: set[tuple[str, str]] = set()
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
@@ -31,10 +32,13 @@ def needed() -> set[str]:
             extras = (PROJECT["optional-dependencies"][extra] for extra in wanted.extras)
             todo += [Requirement(r) for extra in extras for r in extra]
             continue
-        applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if name not in found and applies:
+        for extra in {"", *wanted.extras}:
+            if (name, extra) in followed:
+                continue
+            followed.add((name, extra))
             found.add(name)
-            todo += [Requirement(r) for r in metadata.requires(name) or []]
+            needs = [Requirement(r) for r in metadata.requires(name) or []]
+            todo += [r for r in needs if r.marker is None or r.marker.evaluate({"extra": extra})]
     return found
 
 

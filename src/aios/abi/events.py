@@ -271,6 +271,19 @@ class CoreRemoved(Event, frozen=True, kw_only=True):
     core: str
 
 
+class GateChanged(Event, frozen=True, kw_only=True):
+    """A provider's gate parked its calls, let them return, opened its breaker, probed or closed it.
+
+    pid is 0. seconds is for how long, told that the provider said so, calls how many wait there.
+    """
+
+    gate: str
+    what: str
+    seconds: float | None = None
+    told: bool = False
+    calls: int = 0
+
+
 class AccessDenied(Event, frozen=True, kw_only=True):
     name: str
     resource: str

@@ -225,7 +225,8 @@ async def _make(
             except CoreFailed as error:
                 lost = kernel.core_lost(scheduler, life, error, lost)
                 continue
-            kernel.core_found(scheduler)
+            if scheduler.facts.is_here:  # of another, only an answer tells
+                kernel.core_found(scheduler)
             ticket.sequence = admitted.sequence
             frozen = None  # after a crash its tokens are enough
             await _pay_for_prompt(kernel, call, scheduler, progress, admitted)
@@ -240,7 +241,9 @@ async def _make(
         if result is None:
             kernel.processes.exhausted(process)
             continue
-        lost = 0 if result.tokens else lost
+        if result.tokens:
+            lost = 0
+            kernel.core_found(scheduler)
         made_now = len(result.tokens)
         process.usage += Usage(
             completion_tokens=made_now, slices=1, usd=made_now * scheduler.answer_usd

@@ -479,7 +479,7 @@ class Kernel:
 
     def core_lost(self, scheduler: Scheduler, life: int, error: CoreFailed, lost: int) -> int:
         """A core died in that *life* of it: tell it once, give up after a few without progress."""
-        if life == scheduler.life:
+        if scheduler.core.abilities.shared_fate and life == scheduler.life:
             scheduler.lost()
             self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
         # one on this machine starts again by itself; a server is another's, and others may be up
@@ -489,14 +489,30 @@ class Kernel:
 
     def core_down(self, name: str, error: AiosError) -> None:
         """It failed for good just now: others are asked first for a while."""
+        scheduler = self.schedulers.get(name)
+        is_here = scheduler is not None and scheduler.facts.is_here  # then core_lost has told
+        if name not in self.troubles and not is_here:
+            self.trace.emit(ev.CoreLost, 0, core=name, message=error.message)
         self.troubles[name] = Trouble(error.message, self.clock.monotonic() + DOWN_S)
 
     def core_found(self, scheduler: Scheduler) -> None:
-        """It takes sequences; told when it did not before."""
-        self.troubles.pop(scheduler.name, None)
-        if scheduler.served_in < scheduler.life:
+        """It takes sequences, or answers; told when it did not before."""
+        trouble = self.troubles.pop(scheduler.name, None)
+        if trouble is not None or scheduler.served_in < scheduler.life:
             scheduler.served_in = scheduler.life
             self.trace.emit(ev.CoreRestarted, 0, core=scheduler.name)
+
+    def gate_changed(self, what: str, fields: dict[str, Any]) -> None:
+        """A provider's gate says what it did."""
+        self.trace.emit(
+            ev.GateChanged,
+            0,
+            gate=fields["gate"],
+            what=what,
+            seconds=fields.get("seconds"),
+            told=fields.get("told", False),
+            calls=fields.get("waiting", 0),
+        )
 
     # --- views ------------------------------------------------------------------------------------
 

@@ -244,6 +244,7 @@ class Scheduler:
         for ticket in self._wanting:
             if ticket.grant and not ticket.grant.done() and not ticket.is_parked:
                 ticket.preemptions += 1
+                self._stop_stream(ticket)
                 self._trace.emit(
                     ev.TicketPreempted, ticket.process.pid, call=ticket.call.id, core=self.name
                 )
@@ -297,6 +298,18 @@ class Scheduler:
         for call in process.calls.values():
             if call.ticket in self.tickets and call.ticket.grant and not call.ticket.grant.done():
                 self._park(call.ticket)
+                self._stop_stream(call.ticket)
+
+    def _stop_stream(self, ticket: Ticket) -> None:
+        """Have a server that goes on from a text stop for now: its place there is another's."""
+        abilities = self.core.abilities
+        if abilities.preemptible and not abilities.shared_fate and ticket.sequence is not None:
+            self._later(self._page_out(ticket, ticket.sequence))
+
+    async def _page_out(self, ticket: Ticket, sequence: int) -> None:
+        async with self.hold(ticket):
+            if ticket.sequence == sequence:
+                await self.core.page_out(sequence)
 
     def wake(self, process: Process) -> None:
         """A process goes on, or its priority changed: its tickets get in line by their new rank."""

@@ -6,16 +6,23 @@ Nothing is loaded before it is asked for; a core is started once.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import quote
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
 
 from aios.abi.calls import CoreSpec
 from aios.config import Config
+from aios.drivers.cores.gate import Gate, Gates, OnEvent
 from aios.drivers.cores.llama.core import LlamaCore
+from aios.drivers.cores.openai.core import OpenAICore
+from aios.drivers.cores.provider import ProviderCore
+from aios.drivers.cores.transformers.core import TransformersCore
+from aios.drivers.cores.transformers.names import source_of
 from aios.drivers.prices import price_of
-from aios.errors import Conflict, InvalidCall, NotFound
+from aios.errors import Conflict, CoreFailed, InvalidCall, NotFound
 from aios.ports import Clock, Core, CoreFacts
 
 
@@ -39,12 +46,17 @@ class Store(Protocol):
 
 
 class ConfiguredCores:
-    """A ports.Cores. contexts is a folder for KV states that RAM does not hold."""
+    """A ports.Cores. contexts is a folder for KV states that RAM does not hold.
+
+    ``on_gate`` hears what happens at the gates of providers, once it is set.
+    """
 
     def __init__(
         self, store: Store, config: Config, clock: Clock, contexts: Path | None = None
     ) -> None:
-        self._store, self._config, self._clock, self._contexts = store, config, clock, contexts
+        self._store, self._config, self._contexts = store, config, contexts
+        self._gates = Gates(clock, self._tell)
+        self.on_gate: OnEvent | None = None
         self._specs = dict(config.cores)
         self.default = config.core.model
 
@@ -84,8 +96,39 @@ class ConfiguredCores:
         match spec.kind:
             case "embedded":
                 return await self._embedded(name, spec)
-            case other:
-                raise InvalidCall(f"the core {name} is of the kind {other}, which is not here yet.")
+            case "transformers":
+                return self._transformers(name, spec)
+            case "openai":
+                return OpenAICore(
+                    spec.url,
+                    spec.model,
+                    name,
+                    gate=self._gate(spec),
+                    key=partial(key_of, name, spec),
+                    slots=spec.slots or None,
+                    context_tokens=spec.context_tokens or None,
+                    continues=spec.continues,
+                )
+            case "provider":
+                return ProviderCore(
+                    f"{spec.provider}:{spec.model}",
+                    name,
+                    gate=self._gate(spec),
+                    key=partial(key_of, name, spec),
+                    url=spec.url or None,
+                    slots=spec.slots or None,
+                    context_tokens=spec.context_tokens or None,
+                    continues=bool(spec.continues),
+                )
+
+    def _gate(self, spec: CoreSpec) -> Gate:
+        """One for a provider and key, however many cores share them."""
+        place = urlsplit(spec.url).netloc if spec.url else spec.provider
+        return self._gates.of(f"{place} {spec.key_env or spec.keyring}".strip())
+
+    def _tell(self, what: str, fields: dict[str, Any]) -> None:
+        if self.on_gate is not None:
+            self.on_gate(what, fields)
 
     async def _embedded(self, name: str, spec: CoreSpec) -> Core:
         settings = self._config.core
@@ -101,6 +144,27 @@ class ConfiguredCores:
             max_restarts=settings.restarts,
             disk=self._disk(name),
             disk_bytes=settings.disk_mb << 20,
+        )
+
+    def _transformers(self, name: str, spec: CoreSpec) -> Core:
+        settings = self._config.core
+        return TransformersCore(
+            source_of(spec.model),
+            name,
+            slots=spec.slots or settings.slots,
+            threads=settings.threads,
+            device=spec.device,
+            max_memory=spec.max_memory or None,
+            dtype=spec.dtype,
+            quantization=spec.quantization or None,
+            gguf_file=spec.gguf_file or None,
+            token=os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"),
+            context_tokens=spec.context_tokens or None,
+            ram_bytes=settings.ram_mb << 20,
+            max_restarts=settings.restarts,
+            disk=self._disk(name),
+            disk_bytes=settings.disk_mb << 20,
+            deterministic=spec.deterministic,
         )
 
     def _disk(self, name: str) -> Path | None:
@@ -121,6 +185,34 @@ def facts_of(name: str, spec: CoreSpec) -> CoreFacts:
         spec.context_tokens,
         spec.url,
     )
+
+
+def key_of(name: str, spec: CoreSpec) -> str | None:
+    """A core's key, from where it is kept; CoreFailed if it is not there, None if it needs none."""
+    if spec.key_env:
+        key = os.environ.get(spec.key_env)
+        if not key:
+            raise CoreFailed(
+                f"the core {name} finds no key in the environment variable {spec.key_env}: set it "
+                "and start the kernel anew."
+            )
+        return key
+    if spec.keyring:
+        try:
+            import keyring  # the machine's own, where there is one
+        except ImportError:
+            raise CoreFailed(
+                f"the core {name} has its key in the keyring: `pip install keyring`, or name an "
+                "environment variable with key_env."
+            ) from None
+        key = keyring.get_password("aios", spec.keyring)
+        if not key:
+            raise CoreFailed(
+                f"the keyring has no key {spec.keyring!r} of aios: "
+                f"`keyring set aios {spec.keyring}` puts it there."
+            )
+        return key
+    return None
 
 
 def check(name: str, spec: CoreSpec) -> None:

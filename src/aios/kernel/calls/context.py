@@ -31,7 +31,7 @@ COMPACTIONS = 3  # for one generation: a second one speaks in the same context m
 async def sys_generate(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.Generate
 ) -> abi.Generation:
-    generation.validate(_prompt(request, request.messages))
+    generation.validate(_prompt(request, request.messages, target))
     request = _capped(request, kernel.config.kernel.max_new_tokens)
     asked = kernel.model_for(target, request.model)
     characters = sum(len(message.content) for message in request.messages)
@@ -54,7 +54,7 @@ async def _generate_on(
         if begun is not None:
             return await generation.run(kernel, call, scheduler, begun)
         found = await retrieval.look_up(kernel, call, request, request.messages, scheduler)
-        prompt = _prompt(request, retrieval.put(request.messages, found))
+        prompt = _prompt(request, retrieval.put(request.messages, found), target)
         return await generation.run(kernel, call, scheduler, Progress(prompt, model, None, []))
     context = target.contexts.setdefault(request.context, Context(request.context))
     if begun is not None:
@@ -67,7 +67,7 @@ async def _generate_on(
 
     def after(turns: Iterable[Turn]) -> Prompt:
         said = (*(turn.message for turn in turns), *request.messages)
-        return _prompt(request, retrieval.put(said, found))
+        return _prompt(request, retrieval.put(said, found), target)
 
     work = Work(kernel, call, target, context, scheduler)
     for left in reversed(range(COMPACTIONS + 1)):
@@ -99,13 +99,15 @@ def _capped(request: abi.Generate, most: int) -> abi.Generate:
     )
 
 
-def _prompt(request: abi.Generate, messages: tuple[Message, ...]) -> Prompt:
+def _prompt(request: abi.Generate, messages: tuple[Message, ...], process: Process) -> Prompt:
     return Prompt(
         messages=messages,
         sampling=request.sampling,
         tools=request.tools,
         tool_choice=request.tool_choice,
         schema=request.schema,
+        session=f"aios-{process.pid}",
+        priority=process.priority,
     )
 
 

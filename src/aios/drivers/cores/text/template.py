@@ -45,9 +45,7 @@ class Template:
         """The prompt, up to where the assistant begins to speak; InvalidCall if it cannot be."""
         turns = [self._turn(message) for message in messages]
         if not self._knows_tools:
-            turns = _without_tool_turns(turns)
-            if tools:
-                turns = _with_system(turns, self._clean(_tool_block(tools)))
+            turns = with_plain_tools(turns, self._clean(_tool_block(tools)) if tools else "")
         refusal: Exception | None = None
         # a strict template wants user and assistant by turns, some no system prompt at all
         for way in (turns, _joined(turns), _joined(_without_system(turns))):
@@ -94,6 +92,19 @@ class Template:
             if spelling in text:
                 text = text.replace(spelling, f"{spelling[0]}\u200b{spelling[1:]}")
         return text
+
+
+def plain_turns(messages: tuple[Message, ...], tools: tuple[ToolSpec, ...]) -> list[dict[str, Any]]:
+    """The turns of a conversation with its tools as plain text, for a server's own template."""
+    template = Template(None, "", "", ())
+    turns = [template._turn(message) for message in messages]
+    return with_plain_tools(turns, _tool_block(tools) if tools else "")
+
+
+def with_plain_tools(turns: list[dict[str, Any]], block: str) -> list[dict[str, Any]]:
+    """Tools as text: *block* describes them, calls and results are said by the two sides."""
+    turns = _without_tool_turns(turns)
+    return _with_system(turns, block) if block else turns
 
 
 def _tool_block(tools: tuple[ToolSpec, ...]) -> str:
