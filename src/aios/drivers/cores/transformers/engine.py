@@ -308,7 +308,8 @@ class Engine:
         self.admit_tokens(number, snapshot.prompt, snapshot.tokens, snapshot.made)
         s = self._find(number)
         s.max_tokens = min(s.max_tokens, snapshot.max_tokens)
-        self.residency.give_image(s, snapshot.kv, snapshot.computed)
+        kv = snapshot.kv.copy()  # PyTorch wants memory it could write to, at an even address
+        self.residency.give_image(s, kv, snapshot.computed)
         return Admitted(number, len(s.tokens), snapshot.computed, s.max_tokens)
 
     # --- slices -----------------------------------------------------------------------------------
