@@ -1,16 +1,18 @@
-"""What every core does, the scripted one and the embedded one alike."""
+"""What every core does, the scripted one, the embedded one and Hugging Face's alike."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from aios.abi.messages import Message, Sampling, ToolSpec
 from aios.config import Paths
 from aios.drivers.cores.llama.core import LlamaCore
+from aios.drivers.cores.transformers.core import TransformersCore
 from aios.errors import ContextOverflow, InvalidCall
 from aios.models import ModelStore
 from aios.ports import Core, Prompt, Slice
@@ -20,17 +22,64 @@ TEXT = "Once upon a time a robot learned to paint and everybody came to look at 
 WHOLE = Slice(64)
 
 
-@pytest.fixture(params=["scripted", pytest.param("llama", marks=pytest.mark.model)])
-async def core(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
-    core: Core = ScriptedCore([TEXT])
-    if request.param == "llama":
-        file = ModelStore(Paths.find().models).ensure("smollm2-135m")
-        core = LlamaCore(
-            file.path, "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20
-        )
+# one loop, since a core that takes half a minute to load serves all tests
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=[
+        "scripted",
+        pytest.param("llama", marks=pytest.mark.model),
+        pytest.param("transformers", marks=[pytest.mark.model, pytest.mark.timeout(240)]),
+    ],
+)
+async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
+    core = CORES[request.param]()
     await core.start()
     yield core
     await core.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def core(loaded: Core) -> AsyncIterator[Core]:
+    """A core that holds no sequence."""
+    first = (await loaded.admit(prompt())).sequence
+    await loaded.release(first)
+    yield loaded
+    last = (await loaded.admit(prompt())).sequence
+    for sequence in range(first, last + 1):
+        await loaded.release(sequence)
+
+
+def llama() -> Core:
+    return LlamaCore(smollm(), "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20)
+
+
+def transformers() -> Core:
+    """The weights of the same file, as Hugging Face's library reads them."""
+    return TransformersCore(
+        str(smollm().parent),
+        "smollm2-135m",
+        slots=4,
+        threads=1,
+        device="cpu",
+        dtype="float32",
+        gguf_file=smollm().name,
+        ram_bytes=64 << 20,
+    )
+
+
+def smollm() -> Path:
+    return ModelStore(Paths.find().models).ensure("smollm2-135m").path
+
+
+CORES: dict[str, Callable[[], Core]] = {
+    "scripted": lambda: ScriptedCore([TEXT]),
+    "llama": llama,
+    "transformers": transformers,
+}
 
 
 def prompt(text: str = "Tell me a story.", **fields: object) -> Prompt:
@@ -73,7 +122,8 @@ async def whole(core: Core, asked: Prompt) -> tuple[str, list[int], str]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 async def test_slices_of_any_size_give_the_same_text(core: Core, temperature: float) -> None:
-    asked = prompt(sampling=Sampling(temperature=temperature, seed=5, max_tokens=12))
+    sampling = Sampling(temperature=temperature, seed=5, max_tokens=12, ignore_end=True)
+    asked = prompt(sampling=sampling)
     text, tokens, reason = await whole(core, asked)
     assert (len(tokens), reason) == (12, "length")
     admitted = await core.admit(asked)

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from itertools import count as counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -48,7 +48,7 @@ from aios.drivers.cores.text.template import Template
 from aios.drivers.cores.transformers.attention import Now, Segment, Step, attach
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, bytes_per_token
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
-from aios.drivers.cores.transformers.loading import fingerprint
+from aios.drivers.cores.transformers.loading import fingerprint, first_line
 from aios.drivers.cores.transformers.residency import Residency
 from aios.drivers.cores.transformers.sequences import Grant, Sequence
 from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall, SetupError
@@ -60,6 +60,8 @@ MOST_ROWS = 56  # below a chunk's 64
 KV_SHARE = 0.5  # of the memory that the weights leave is for cells; the rest is for computing
 PROBE = 6  # rows that the probe at the start computes after a chunk
 LIKENESS = 0.95  # of our logits to those of the model by itself, at least (correlation)
+
+T = TypeVar("T")
 
 Done = tuple[int, SliceResult | AiosError]
 
@@ -120,12 +122,12 @@ class Engine:
         if self._input.type == "meta":  # offloaded: the hooks move what they get
             self._input = torch.device("cpu")
         window = min(_trained_window(model.config), context_tokens or 1 << 30)
-        layout = self._layout(name)
+        layout = _asked(name, model, self._layout)
         total = _total(layout, min(cells or 1 << 40, slots * _blocks(window) * BLOCK))
         pool = Cells(layout, total)
         self.residency = Residency(pool, ram_bytes, Disk(disk, disk_bytes), share=share)
         self._model_id = fingerprint(model)
-        is_exact = self._probe(name) and deterministic
+        is_exact = _asked(name, model, self._probe) and deterministic
         self.abilities = Abilities(
             name, slots, min(window, total), cells=total, exact_snapshots=is_exact
         )
@@ -596,6 +598,19 @@ class Engine:
         if s.grant is not None:
             raise InvalidCall(f"sequence {number} holds a slice and cannot be {what} now.")
         return s
+
+
+def _asked(name: str, model: Any, question: Callable[[str], T]) -> T:
+    """What a model's first forward passes tell; SetupError if they fail."""
+    try:
+        return question(name)
+    except SetupError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
+        raise SetupError(
+            f"{name} ({model.config.model_type}) cannot be run by aios ({first_line(error)}); "
+            "choose a plain transformer, or give it more memory."
+        ) from error
 
 
 def _numpy(logits: Any) -> Logits:

@@ -255,11 +255,16 @@ def _refusal(wanted: Wanted, error: BaseException) -> SetupError:
             f"{source} is not on this machine and {ENDPOINT} cannot be reached; give a folder that "
             "holds it, or try again with a connection."
         )
-    why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return SetupError(
-        f"{source} cannot be loaded ({type(error).__name__}: {why.strip().rstrip('.')}); "
+        f"{source} cannot be loaded ({first_line(error)}); "
         "choose a causal language model that transformers can load."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What kind of error, and the first line of what it says, for a sentence of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
