@@ -11,11 +11,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from aios.abi.messages import Message, Sampling, ToolSpec
 from aios.config import Paths
@@ -25,6 +26,7 @@ from aios.drivers.cores.llama.core import LlamaCore
 from aios.drivers.cores.openai.core import OpenAICore
 from aios.drivers.cores.worker.core import ENVIRONMENT
 from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall
+from aios.drivers.cores.transformers.core import TransformersCore
 from aios.models import ModelStore
 from aios.ports import Core, Prompt, Slice
 from aios.testing import FaultyServer, ScriptedCore
@@ -53,48 +55,96 @@ def llama_server() -> Iterator[str]:
             process.stdin.close()  # it ends with its standard input
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    with llama_server() as url:
-        yield url
-
-
 def openai(url: str, model: str) -> OpenAICore:
     return OpenAICore(url, model, "remote", gate=Gate("test", SystemClock()))
 
 
-@pytest.fixture(
+# one loop, since a core that takes half a minute to load serves all tests
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
     params=[
         "scripted",
         pytest.param("llama", marks=pytest.mark.model),
+        pytest.param("transformers", marks=[pytest.mark.model, pytest.mark.timeout(240)]),
         "server that goes on",
         "server that does not",
         pytest.param("llama server", marks=pytest.mark.model),
-    ]
+    ],
 )
-async def core(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
-    match request.param:
-        case "scripted":
-            core: Core = ScriptedCore([TEXT])
-        case "llama":
-            file = ModelStore(Paths.find().models).ensure("smollm2-135m")
-            core = LlamaCore(
-                file.path, "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20
-            )
-        case "llama server":
-            core = openai(request.getfixturevalue("served"), "")
-        case kind:
-            async with FaultyServer(
-                [TEXT], kind="vllm" if kind == "server that goes on" else "unknown"
-            ) as server:
-                core = openai(server.url, "scripted")
-                await core.start()
-                yield core
-                await core.close()
-            return
-    await core.start()
-    yield core
-    await core.close()
+async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
+    async with AsyncExitStack() as stack:
+        core = await CORES[request.param](stack)
+        await core.start()
+        yield core
+        await core.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def core(loaded: Core) -> AsyncIterator[Core]:
+    """A core that holds no sequence."""
+    first = (await loaded.admit(prompt())).sequence
+    await loaded.release(first)
+    yield loaded
+    last = (await loaded.admit(prompt())).sequence
+    for sequence in range(first, last + 1):
+        await loaded.release(sequence)
+
+
+Open = AsyncExitStack  # what a core needs for as long as it is tested
+
+
+async def scripted(stack: Open) -> Core:
+    return ScriptedCore([TEXT])
+
+
+async def llama(stack: Open) -> Core:
+    return LlamaCore(smollm(), "smollm2-135m", slots=4, threads=2, cells=4096, ram_bytes=64 << 20)
+
+
+async def transformers(stack: Open) -> Core:
+    """The weights of the same file, as Hugging Face's library reads them."""
+    return TransformersCore(
+        str(smollm().parent),
+        "smollm2-135m",
+        slots=4,
+        threads=1,
+        device="cpu",
+        dtype="float32",
+        gguf_file=smollm().name,
+        ram_bytes=64 << 20,
+    )
+
+
+async def server_that_goes_on(stack: Open) -> Core:
+    server = await stack.enter_async_context(FaultyServer([TEXT], kind="vllm"))
+    return openai(server.url, "scripted")
+
+
+async def server_that_does_not(stack: Open) -> Core:
+    server = await stack.enter_async_context(FaultyServer([TEXT], kind="unknown"))
+    return openai(server.url, "scripted")
+
+
+async def llama_cpp_server(stack: Open) -> Core:
+    return openai(stack.enter_context(llama_server()), "")
+
+
+def smollm() -> Path:
+    return ModelStore(Paths.find().models).ensure("smollm2-135m").path
+
+
+CORES: dict[str, Callable[[Open], Awaitable[Core]]] = {
+    "scripted": scripted,
+    "llama": llama,
+    "transformers": transformers,
+    "server that goes on": server_that_goes_on,
+    "server that does not": server_that_does_not,
+    "llama server": llama_cpp_server,
+}
 
 
 def prompt(text: str = "Tell me a story.", **fields: object) -> Prompt:
@@ -151,7 +201,8 @@ def assert_alike(core: Core, done: Done, expected: Done, shown: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 async def test_slices_of_any_size_give_the_same_text(core: Core, temperature: float) -> None:
-    asked = prompt(sampling=Sampling(temperature=temperature, seed=5, max_tokens=12))
+    sampling = Sampling(temperature=temperature, seed=5, max_tokens=12, ignore_end=True)
+    asked = prompt(sampling=sampling)
     text, tokens, reason = await whole(core, asked)
     assert (len(tokens), reason) == (12, "length")
     admitted = await core.admit(asked)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from aios.abi.messages import Message, Sampling
+from aios.drivers.cores.kept.disk import SUFFIX
 from aios.drivers.cores.llama.core import LlamaCore
-from aios.drivers.cores.llama.disk import SUFFIX
 from aios.drivers.cores.llama.engine import Engine
 from aios.errors import CoreFailed
 from aios.ports import Prompt, Slice, SliceResult

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from aios.drivers.cores.llama.guesses import Guesses, shared_out
 from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.guesses import Guesses, shared_out
 
 
 def say(answer: Answer, data: bytes, cuts: random.Random) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aios.abi.messages import Message, Sampling, ToolSpec, ToolUse
-from aios.drivers.cores.llama import snapshots
+from aios.drivers.cores.kept import snapshots
 from aios.drivers.cores.text.grammar import call_schema, closed
 from aios.drivers.cores.text.template import Template
 from aios.errors import InvalidCall

@@ -20,6 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from aios.drivers.cores.kept.disk import Bytes
 from aios.drivers.cores.llama.binding import Context
 from aios.errors import SetupError
 
@@ -29,8 +30,6 @@ SCRATCH = 1  # holds cells for a moment while they are moved
 FIRST_ID = 2
 HEADER = 16  # bytes of a state before its cells: magic, version, streams, number of cells
 CELL = 12  # bytes a cell: position, number of sequences (1), sequence id
-
-Bytes = NDArray[np.uint8]
 
 
 class Cells:

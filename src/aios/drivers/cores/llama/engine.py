@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from aios.abi.messages import FinishReason, TokenLogprob
-from aios.drivers.cores.llama import snapshots
+from aios.drivers.cores.kept import snapshots
+from aios.drivers.cores.kept.disk import Disk
 from aios.drivers.cores.llama.binding import Context, Model, vocabulary
 from aios.drivers.cores.llama.cells import BLOCK
-from aios.drivers.cores.llama.disk import Disk
-from aios.drivers.cores.llama.guesses import Guesses, shared_out
 from aios.drivers.cores.llama.residency import Residency
 from aios.drivers.cores.llama.sequences import Grant, Sequence
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.grammar import Grammars, call_schema
+from aios.drivers.cores.text.guesses import Guesses, shared_out
 from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
 from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall

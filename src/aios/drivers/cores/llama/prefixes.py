@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from aios.drivers.cores.kept.disk import State
 from aios.drivers.cores.llama.cells import BLOCK
-from aios.drivers.cores.llama.disk import State
 
 Tokens = tuple[int, ...]
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence as Many
 
 import numpy as np
 
+from aios.drivers.cores.kept.disk import Bytes, Disk, State
 from aios.drivers.cores.llama.binding import OUTPUTS, Context
-from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Bytes, Cells
-from aios.drivers.cores.llama.disk import Disk, State
+from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Cells
 from aios.drivers.cores.llama.prefixes import Node, Prefixes
 from aios.drivers.cores.llama.sequences import Image, Sequence
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 from aios.abi.messages import FinishReason, TokenLogprob
+from aios.drivers.cores.kept.disk import State
 from aios.drivers.cores.llama.cells import BLOCK
-from aios.drivers.cores.llama.disk import State
-from aios.drivers.cores.llama.guesses import Guesses
 from aios.drivers.cores.llama.prefixes import Node
 from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.guesses import Guesses
 from aios.ports import Prompt
 
 

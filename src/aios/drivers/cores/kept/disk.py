@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from aios.drivers.cores.llama.cells import Bytes
+Bytes = NDArray[np.uint8]
 
 SUFFIX = ".kv"
 

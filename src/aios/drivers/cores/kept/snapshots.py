@@ -1,8 +1,8 @@
 """Snapshot files: one sequence, exactly as it was between two slices.
 
     MAGIC  8 bytes      then VERSION, header length, KV length as little-endian uint64
-    header              MessagePack: the model's SHA-256, prompt, tokens, made tokens, computed
-    KV                  llama.cpp's own state of the first ``computed`` positions; may be empty
+    header              MessagePack: the model's id, prompt, tokens, made tokens, computed
+    KV                  the engine's own state of the first ``computed`` positions; may be empty
     checksum            BLAKE2b of all before, 32 bytes
 
 There are no pending logits, sampler state or grammar state to keep: the last made token is fed
@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from aios.drivers.cores.llama.cells import Bytes
+from aios.drivers.cores.kept.disk import Bytes
 from aios.errors import InvalidCall, StoreFailed
 from aios.ports import Prompt
 

@@ -1,0 +1,111 @@
+"""One generation inside the engine: its tokens, and where their KV is.
+
+The tokens are the prompt and those made; their KV is computed up to ``computed``, which stays one
+short of all of them: the last token made is fed to the model when the next one is wanted. So no
+logits need to be kept, not even in a snapshot.
+
+All that a forward pass needs is in ``kv``, of which a second one with the same content costs
+nothing (``Cells.share``); states that go on from one point, as of beams, are several of these.
+
+How a position is computed follows from its number and the prompt's length: full chunks of 64 on the
+grid; what is left of the prompt likewise, padded, if it is longer than TAIL; else as tokens made
+are, row by row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aios.abi.messages import FinishReason, TokenLogprob
+from aios.drivers.cores.kept.disk import State
+from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.guesses import Guesses
+from aios.drivers.cores.transformers.cells import BLOCK, Kv
+from aios.drivers.cores.transformers.prefixes import keys_of
+from aios.ports import Prompt
+
+TAIL = 16  # a padded chunk takes as long as some three small batches of 8
+
+
+class Image:
+    """KV of the first *length* positions in RAM or in a file; forks share one."""
+
+    __slots__ = ("length", "sharers", "state")
+
+    def __init__(self, state: State, length: int) -> None:
+        self.state, self.length, self.sharers = state, length, 1
+
+
+class Grant:
+    """A slice in progress: how many tokens it may decode, and what it has done."""
+
+    __slots__ = ("logprobs", "order", "prefilled", "tokens", "wanted")
+
+    def __init__(self, wanted: int, order: int) -> None:
+        self.wanted, self.order = wanted, order
+        self.prefilled = 0
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+
+
+class Sequence:
+    def __init__(
+        self,
+        number: int,
+        prompt: Prompt,
+        tokens: tuple[int, ...],
+        max_tokens: int,
+        answer: Answer,
+        matcher: Any,
+    ) -> None:
+        self.number, self.prompt, self.max_tokens = number, prompt, max_tokens
+        self.tokens = tokens  # of the prompt
+        self.keys = keys_of(tokens)
+        self.made: list[int] = []
+        self.answer, self.matcher = answer, matcher
+        self.reason: FinishReason | None = None
+        self.grant: Grant | None = None
+        self.is_cancelled = False
+        self.guesses: Guesses | None = None  # made when first decoding
+        self.used_at = 0  # of the engine's turns
+        self.kv = Kv()
+        self.image: Image | None = None
+
+    def __repr__(self) -> str:
+        where = self.image.state if self.image else self.kv
+        return f"<sequence {self.number}: {len(self.tokens)}+{len(self.made)} tokens, {where}>"
+
+    @property
+    def computed(self) -> int:
+        """Positions whose KV is in tensors."""
+        return self.kv.length
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + len(self.made)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose KV is not computed yet; 1 when the next step is a plain decode."""
+        return self.length - self.computed
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.computed < len(self.tokens)
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens of its prompt are computed next as a chunk; 0 if none are."""
+        left = len(self.tokens) - self.computed
+        on_grid = self.computed % BLOCK == 0
+        return min(left, BLOCK) if left >= BLOCK or (on_grid and left > TAIL) else 0
+
+    @property
+    def occupied(self) -> int:
+        """Cells it occupies; those of shared tensors are divided among who shares them."""
+        tensors = self.kv.tensors
+        return -(-tensors.capacity // tensors.sharers) if tensors else 0
+
+    def token(self, position: int) -> int:
+        prompt = len(self.tokens)
+        return self.tokens[position] if position < prompt else self.made[position - prompt]
