@@ -16,6 +16,7 @@
     │  └─ QuotaExceeded       429 no room left in a quota of memory or storage
     ├─ DriverError                something outside the kernel failed
     │  ├─ CoreFailed          502
+    │  │  └─ CoreRefused      502 no use to try again: its key, its model, its address is wrong
     │  ├─ CoreTimeout         504
     │  ├─ ToolUnreachable     502
     │  ├─ StoreFailed         502
@@ -107,6 +108,10 @@ class DriverError(AiosError):
 
 class CoreFailed(DriverError):
     code, retryable = "core_failed", True
+
+
+class CoreRefused(CoreFailed):
+    code, retryable = "core_refused", False
 
 
 class CoreTimeout(DriverError):

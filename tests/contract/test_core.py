@@ -24,9 +24,9 @@ from aios.drivers.clock import SystemClock
 from aios.drivers.cores.gate import Gate
 from aios.drivers.cores.llama.core import LlamaCore
 from aios.drivers.cores.openai.core import OpenAICore
+from aios.drivers.cores.transformers.core import TransformersCore
 from aios.drivers.cores.worker.core import ENVIRONMENT
 from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall
-from aios.drivers.cores.transformers.core import TransformersCore
 from aios.models import ModelStore
 from aios.ports import Core, Prompt, Slice
 from aios.testing import FaultyServer, ScriptedCore

@@ -24,7 +24,14 @@ from aios.drivers.cores.openai import wire
 from aios.drivers.cores.openai.core import OpenAICore
 from aios.drivers.cores.openai.discovery import discover
 from aios.drivers.cores.remote.sequence import HELD
-from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreTimeout, InvalidCall
+from aios.errors import (
+    AiosError,
+    ContextOverflow,
+    CoreFailed,
+    CoreRefused,
+    CoreTimeout,
+    InvalidCall,
+)
 from aios.ports import Prompt, Slice, SliceResult, Spent
 from aios.testing import (
     FakeClock,
@@ -264,9 +271,9 @@ async def test_a_model_that_has_gone_is_told_with_what_is_there(server: FaultySe
         (422, "not even JSON", InvalidCall, "not even JSON"),
         (500, "<html><title>Oh no</title>", CoreFailed, r"HTML page \(Oh no\); try again"),
         (502, " ", CoreFailed, r"failed \(502\); try again"),
-        (402, "pay", CoreFailed, "wants to be paid"),
-        (307, "", CoreFailed, "sends elsewhere"),
-        (429, '{"error": {"code": "insufficient_quota"}}', CoreFailed, "wants to be paid"),
+        (402, "pay", CoreRefused, "wants to be paid"),
+        (307, "", CoreRefused, "sends elsewhere"),
+        (429, '{"error": {"code": "insufficient_quota"}}', CoreRefused, "wants to be paid"),
         (500, "x" * 5000, CoreFailed, "x…"),
         (400, '{"error": {"message": "a\\nb\\u0000c"}}', InvalidCall, "a b c"),
     ],

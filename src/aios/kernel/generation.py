@@ -225,7 +225,7 @@ async def _make(
             except CoreFailed as error:
                 lost = kernel.core_lost(scheduler, life, error, lost)
                 continue
-            if scheduler.facts.is_here:  # of another, only an answer tells
+            if scheduler.is_here:  # of another, only an answer tells
                 kernel.core_found(scheduler)
             ticket.sequence = admitted.sequence
             frozen = None  # after a crash its tokens are enough

@@ -483,14 +483,14 @@ class Kernel:
             scheduler.lost()
             self.trace.emit(ev.CoreLost, 0, core=scheduler.name, message=error.message)
         # one on this machine starts again by itself; a server is another's, and others may be up
-        if not scheduler.facts.is_here or lost >= LOST_IN_A_ROW:
+        if not scheduler.is_here or lost >= LOST_IN_A_ROW:
             raise error
         return lost + 1
 
     def core_down(self, name: str, error: AiosError) -> None:
         """It failed for good just now: others are asked first for a while."""
         scheduler = self.schedulers.get(name)
-        is_here = scheduler is not None and scheduler.facts.is_here  # then core_lost has told
+        is_here = scheduler is not None and scheduler.is_here  # then core_lost has told
         if name not in self.troubles and not is_here:
             self.trace.emit(ev.CoreLost, 0, core=name, message=error.message)
         self.troubles[name] = Trouble(error.message, self.clock.monotonic() + DOWN_S)

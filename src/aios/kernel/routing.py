@@ -146,9 +146,20 @@ class Route:
     def __repr__(self) -> str:
         return f"<route of {self._call.id} by {self._asked!r}: on {self._here or 'none'}>"
 
-    def _left(self) -> list[Choice]:
+    def _possible(self) -> list[Choice]:
+        """All that can take it: of a text that has begun, only those that can go on from it."""
         choices = rank(self._asked, self._kernel.cores_now(), self._tokens)
-        return [choice for choice in choices if choice.core not in self._failed]
+        progress = self._call.progress
+        if progress is None or not progress.text:
+            return choices
+        return [choice for choice in choices if self._goes_on(choice.core)]
+
+    def _goes_on(self, name: str) -> bool:
+        scheduler = self._kernel.schedulers.get(name)
+        return scheduler is None or scheduler.core.abilities.preemptible
+
+    def _left(self) -> list[Choice]:
+        return [choice for choice in self._possible() if choice.core not in self._failed]
 
     @property
     def has_others(self) -> bool:
@@ -212,6 +223,8 @@ class Route:
             last = self._failed.get(before)
             if last is None:
                 raise all_draining(self._asked)
+            if not self._possible():
+                raise last
             await self._pause(last)
         maker = self._maker()
         # a second life finds its tokens where the first one made them

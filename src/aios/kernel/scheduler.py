@@ -58,6 +58,7 @@ class Ticket:
         "slices",
         "stopped",
         "turn",
+        "used",
         "waited_s",
     )
 
@@ -73,6 +74,7 @@ class Ticket:
         self.holders = 0
         self.stopped: asyncio.Future[None] | None = None
         self.cells = 0
+        self.used = 0  # tokens of its quantum, on a core whose slices may be shorter
         self.residency = "none"
         self.slices = self.preemptions = 0
         self.waited_s = self.ran_s = 0.0
@@ -100,7 +102,7 @@ class Scheduler:
         clock: Clock,
         facts: CoreFacts,
     ) -> None:
-        self.name, self.core, self.facts = name, core, facts
+        self.name, self.core, self.is_here = name, core, facts.is_here
         price = facts.price or Price()
         self.prompt_usd, self.answer_usd = price.prompt / 1e6, price.answer / 1e6  # a token
         self.cached_usd = self.prompt_usd if price.cached is None else price.cached / 1e6
@@ -169,6 +171,7 @@ class Scheduler:
             budget.settle_tokens(reserved, len(result.tokens), self.answer_usd)
             self._note_speed(len(result.tokens), self._clock.monotonic() - started)
             ticket.slices += 1
+            ticket.used += len(result.tokens)
             ticket.ran_s += self._clock.monotonic() - started
             ticket.cells = result.cells
             ticket.residency = "cells"
@@ -218,10 +221,19 @@ class Scheduler:
     def _slots(self) -> int:
         return self.core.abilities.slots
 
+    @property
+    def _streams(self) -> bool:
+        """Whether each sequence is a stream of its own from a server."""
+        return not self.core.abilities.shared_fate
+
     def _push(self, ticket: Ticket) -> None:
         ticket.rank = POLICIES[self.policy](ticket, self._ageing_s)
         if ticket.slices and not self.core.abilities.preemptible:
             ticket.rank = BEGUN  # it cannot stop, so it keeps its slot
+        elif self._streams and 0 < ticket.used < self.quantum:
+            ticket.rank = BEGUN  # its slice ended early, for what had come had to be shown
+        else:
+            ticket.used = 0
         self._turns += 1
         ticket.entry = self._turns
         heapq.heappush(self._line, (ticket.rank, ticket.entry, ticket.number, ticket))
@@ -302,8 +314,7 @@ class Scheduler:
 
     def _stop_stream(self, ticket: Ticket) -> None:
         """Have a server that goes on from a text stop for now: its place there is another's."""
-        abilities = self.core.abilities
-        if abilities.preemptible and not abilities.shared_fate and ticket.sequence is not None:
+        if self.core.abilities.preemptible and self._streams and ticket.sequence is not None:
             self._later(self._page_out(ticket, ticket.sequence))
 
     async def _page_out(self, ticket: Ticket, sequence: int) -> None:

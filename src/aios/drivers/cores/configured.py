@@ -22,7 +22,7 @@ from aios.drivers.cores.provider import ProviderCore
 from aios.drivers.cores.transformers.core import TransformersCore
 from aios.drivers.cores.transformers.names import source_of
 from aios.drivers.prices import price_of
-from aios.errors import Conflict, CoreFailed, InvalidCall, NotFound
+from aios.errors import Conflict, CoreRefused, InvalidCall, NotFound
 from aios.ports import Clock, Core, CoreFacts
 
 
@@ -188,31 +188,40 @@ def facts_of(name: str, spec: CoreSpec) -> CoreFacts:
 
 
 def key_of(name: str, spec: CoreSpec) -> str | None:
-    """A core's key, from where it is kept; CoreFailed if it is not there, None if it needs none."""
+    """A core's key, from where it is kept; CoreRefused if it is not there, None: it needs none."""
     if spec.key_env:
         key = os.environ.get(spec.key_env)
         if not key:
-            raise CoreFailed(
+            raise CoreRefused(
                 f"the core {name} finds no key in the environment variable {spec.key_env}: set it "
                 "and start the kernel anew."
             )
         return key
-    if spec.keyring:
-        try:
-            import keyring  # the machine's own, where there is one
-        except ImportError:
-            raise CoreFailed(
-                f"the core {name} has its key in the keyring: `pip install keyring`, or name an "
-                "environment variable with key_env."
-            ) from None
-        key = keyring.get_password("aios", spec.keyring)
-        if not key:
-            raise CoreFailed(
-                f"the keyring has no key {spec.keyring!r} of aios: "
-                f"`keyring set aios {spec.keyring}` puts it there."
-            )
-        return key
-    return None
+    return _from_keyring(name, spec.keyring) if spec.keyring else None
+
+
+def _from_keyring(name: str, entry: str) -> str:
+    try:
+        import keyring  # the machine's own, where there is one
+        import keyring.errors
+    except ImportError:
+        raise CoreRefused(
+            f"the core {name} has its key in the keyring: install aios with its extra [providers], "
+            "or name an environment variable with key_env."
+        ) from None
+    try:
+        key = keyring.get_password("aios", entry)
+    except keyring.errors.KeyringError as error:
+        raise CoreRefused(
+            f"the keyring of this machine does not answer ({error}): name an environment variable "
+            f"with key_env for the core {name}."
+        ) from error
+    if not key:
+        raise CoreRefused(
+            f"the keyring has no key {entry!r} of aios for the core {name}: "
+            f"`keyring set aios {entry}` puts it there."
+        )
+    return key
 
 
 def check(name: str, spec: CoreSpec) -> None:

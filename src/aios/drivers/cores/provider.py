@@ -23,7 +23,7 @@ from aios.drivers.cores.openai.failures import Told, is_out_of_money, quote, ref
 from aios.drivers.cores.openai.wire import estimate
 from aios.drivers.cores.remote.core import RemoteCore
 from aios.drivers.cores.remote.upstream import Asked, End, Piece
-from aios.errors import AiosError, CoreFailed, CoreTimeout, InvalidCall
+from aios.errors import AiosError, CoreFailed, CoreRefused, CoreTimeout, InvalidCall
 from aios.ports import UNKNOWN, Abilities, Prompt, Spent
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Provider:
         try:
             await asyncio.to_thread(_import, self.place)  # a second or two
         except ImportError as error:
-            raise CoreFailed(
+            raise CoreRefused(
                 f"{self.place} needs a library that is not here ({error.name}); install aios with "
                 "its extra [providers]."
             ) from None
@@ -144,7 +144,7 @@ class Provider:
 
         key = self._key()
         if not key:
-            raise CoreFailed(f"{self.place} needs a key, and none is set; set one for it.")
+            raise CoreRefused(f"{self.place} needs a key, and none is set; set one for it.")
         if self._model is not None and key == self._key_in_use:
             return self._model
 
@@ -159,7 +159,7 @@ class Provider:
         try:
             model: Model[Any] = infer_model(f"{self.place}:{self._model_name}", provider)
         except (UserError, ValueError) as error:
-            raise CoreFailed(
+            raise CoreRefused(
                 f"{self.place}:{self._model_name} is no model that the library of providers knows: "
                 f"{quote(str(error), key)}."
             ) from None
@@ -336,7 +336,7 @@ def _import(provider: str) -> None:
     try:
         infer_provider_class(provider)
     except ValueError:
-        raise CoreFailed(
+        raise CoreRefused(
             f"there is no provider {provider!r} in the library of providers; "
             "name one like anthropic or google."
         ) from None

@@ -39,7 +39,7 @@ from aios.drivers.cores.openai.failures import (
 )
 from aios.drivers.cores.remote.core import RemoteCore
 from aios.drivers.cores.remote.upstream import Asked, End, Piece
-from aios.errors import CoreFailed, CoreTimeout
+from aios.errors import CoreFailed, CoreRefused, CoreTimeout
 from aios.ports import Abilities, Prompt
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ class Server:
     def _questions(self) -> Questions:
         return Questions(self._client(), self._url, self._key, self._stall_s)
 
-    def _no_model(self, names: list[str]) -> CoreFailed:
+    def _no_model(self, names: list[str]) -> CoreRefused:
         there = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
-        return CoreFailed(
+        return CoreRefused(
             f"{self.place} has no model {self._model!r}; it has {there or 'none'}: "
             "choose one of these."
         )

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from aios.drivers.cores.openai.dialects import DIALECTS, Kind
 from aios.drivers.cores.openai.failures import read, refusal
-from aios.errors import AiosError, CoreFailed, CoreTimeout, InvalidCall
+from aios.errors import AiosError, CoreFailed, CoreRefused, CoreTimeout, InvalidCall
 
 if TYPE_CHECKING:
     import httpx2
@@ -93,7 +93,7 @@ def authorization(key: str | None, where: str) -> dict[str, str]:
     if key is None:
         return {}
     if not key.isascii() or not key.isprintable() or " " in key or not key:
-        raise CoreFailed(
+        raise CoreRefused(
             f"the key for {where} is empty or has characters that no header carries; set it anew."
         )
     return {"Authorization": f"Bearer {key}"}
@@ -189,7 +189,7 @@ class Questions:
             entries = msgspec.json.decode(received)["data"]
             models = [one for one in entries or [] if isinstance(one.get("id"), str)]
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            raise CoreFailed(
+            raise CoreRefused(
                 f"{self.place}/models is no list of models, so this is no OpenAI-compatible "
                 "server; give the address up to and with /v1."
             ) from None

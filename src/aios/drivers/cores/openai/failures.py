@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
+from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall
 
 SHOWN = 300  # characters of what a server says
 OVERFLOW = re.compile(
@@ -114,15 +114,15 @@ def refusal(status: int, error: Told, place: str, model: str, key: str | None) -
     because = f": {said}" if said else ""
     if status in (401, 403):
         what = "needs a key, and none is set" if key is None else "refused the key"
-        return CoreFailed(f"{place} {what} ({status}){because}; set the right key for it.")
+        return CoreRefused(f"{place} {what} ({status}){because}; set the right key for it.")
     if status == 402 or is_out_of_money(error):
-        return CoreFailed(f"{place} wants to be paid first ({status}){because}.")
+        return CoreRefused(f"{place} wants to be paid first ({status}){because}.")
     if status in (400, 413, 422):
         if is_overflow(error):
             return ContextOverflow(f"the prompt is too long for {model} at {place}{because}.")
         return InvalidCall(f"{place} refused the request ({status}){because}.")
     if 300 <= status < 400:
-        return CoreFailed(f"{place} sends elsewhere ({status}); configure the address it names.")
+        return CoreRefused(f"{place} sends elsewhere ({status}); configure the address it names.")
     if status == 429:
         return CoreFailed(f"{place} allows no more for now (429){because}; try again later.")
     return CoreFailed(f"{place} failed ({status}){because}; try again, or see its log.")

@@ -16,7 +16,7 @@ import msgspec
 
 from aios.drivers.cores.remote.sequence import Sequence, Snapshot, State
 from aios.drivers.cores.remote.upstream import End, Upstream
-from aios.errors import Conflict, ContextOverflow, CoreFailed, InvalidCall
+from aios.errors import Conflict, ContextOverflow, CoreFailed, CoreRefused, InvalidCall
 from aios.ports import (
     Abilities,
     Admitted,
@@ -62,7 +62,7 @@ class RemoteCore:
         if asked is not None and asked < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {asked}.")
         if text and not self._goes_on(prompt):
-            raise CoreFailed(
+            raise CoreRefused(
                 f"{self.name} cannot go on from an answer that has begun "
                 f"({len(made)} tokens of it are made); ask again for the whole."
             )
