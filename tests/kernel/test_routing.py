@@ -9,6 +9,7 @@ import pytest
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi.calls import CoreSpec, Price
+from aios.drivers.journal.memory import MemoryJournal
 from aios.errors import Conflict, CoreFailed, InvalidCall, NotFound
 from aios.kernel.routing import CoreNow, parts, rank, unknown_in
 from aios.ports import CoreFacts, Slice, SliceResult
@@ -16,6 +17,7 @@ from aios.testing import (
     FakeClock,
     ScriptedCore,
     ScriptedCores,
+    ScriptedPrograms,
     TestKernel,
     machine,
     settle,
@@ -338,3 +340,59 @@ async def test_what_the_server_counted_is_what_is_paid() -> None:
         assert usage.usd == 4 * 1 + 1 * 0.5 + 12 * 2
         assert kernel.processes.find(pid).usage.usd == usage.usd
         assert kernel.processes.find(pid).usage.tokens == 17
+
+
+# --- a second life --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_second_life_goes_on_where_its_tokens_were_made(moves: bool) -> None:
+    """Its core knows them; where that one is gone, another goes on from the text."""
+    journal = MemoryJournal()
+    replies: list[abi.Generation] = []
+    cores: dict[str, Continuing] = {}
+
+    def fresh() -> ScriptedCores:
+        for name in ("one", "two"):
+            cores[name] = Continuing([TEXT], model=name, gated=True, slots=1)
+        return ScriptedCores(*cores.values(), specs=SPECS)
+
+    async def program(pid: int, env: dict[str, str]) -> int:
+        call = abi.Generate(messages=user("go"), model="m", context=None, place="0")
+        reply = await running[0].trap(pid, call)
+        assert isinstance(reply, abi.Generation)
+        replies.append(reply)
+        return 0
+
+    running: list[TestKernel] = []
+    programs = {"program": program}
+    async with machine(
+        cores=fresh(), journal=journal, programs=ScriptedPrograms(programs)
+    ) as kernel:
+        running.append(kernel)
+        kernel.quantum = 3
+        other = asyncio.ensure_future(generate(kernel, "one"))  # its line is longer now
+        await settle()
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SpawnAgent(program="p", argv=("program",)))
+        await settle()
+        cores["two"].step(2)
+        await settle(200)
+        journal = journal.copy()  # what is on disk when it is killed
+        other.cancel()
+    async with machine(
+        cores=fresh(), journal=journal, programs=ScriptedPrograms(programs)
+    ) as kernel:
+        running[0] = kernel
+        kernel.quantum = 3
+        if moves:
+            kernel.draining.add("two")
+        await settle(200)
+        name = "one" if moves else "two"
+        assert cores[name].texts == ("a b c d e f",)
+        cores[name].step(2)
+        await settle(200)
+        (reply,) = replies
+        assert (reply.model, reply.message.content) == (name, TEXT)
+        assert reply.usage.completion_tokens == 10
+        assert await kernel.check() == []

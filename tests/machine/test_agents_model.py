@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from served import serving
 
-from aios import agents, boot
+from aios import agents
 from aios.config import Config, Paths
+from aios.drivers.clock import SystemClock
+from aios.drivers.cores.configured import ConfiguredCores
 from aios.models import ModelStore
 from aios.sdk import launch
 
@@ -18,7 +20,7 @@ from aios.sdk import launch
 async def test_the_five_agents_finish_and_their_answers_have_the_right_shape(
     tmp_path: Path,
 ) -> None:
-    cores = boot.LocalCores(ModelStore(Paths.find().models), Config())
+    cores = ConfiguredCores(ModelStore(Paths.find().models), Config(), SystemClock())
     async with serving(tmp_path, cores=cores) as served:
         found = {name: launch.load(f"aios.agents.{name}") for name in agents.DEMO}
         told = await asyncio.gather(
