@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from aios.cli import exits, main
+from aios.cli import exits, main, model
+from aios.config import Paths
+from aios.errors import NotFound, SetupError
 
 TERMS = "https://ai.google.dev/gemma/terms"
 
@@ -90,6 +92,25 @@ def test_what_the_embedded_core_cannot_run_is_told_before_it_is_fetched(
     said = capsys.readouterr().err
     assert "the embedded core cannot run gemma3-270m" in said
     assert f"--kind transformers --model {models} --gguf-file gemma3-270m.gguf" in said
+    assert not models.exists()
+
+
+def test_what_config_toml_describes_is_nothing_to_pull(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--url", "http://127.0.0.1:9/v1", "--model", "llama", "--class", "small")
+    assert main.code_of(("core", "add", "box", *at)) == 0
+    for asked in ("box", "llama", "cheapest:small", "local, box"):
+        model.fetch_if_missing(asked)
+    for asked in ("nobody", "box, nobody", "fastest:nobody"):
+        with pytest.raises(NotFound, match="there is no model 'nobody'"):
+            model.fetch_if_missing(asked)
+    with pytest.raises(SetupError, match="the embedded core cannot run gemma3-270m"):
+        model.fetch_if_missing("box, gemma3-270m")
+    added = ("--kind", "transformers", "--model", "/x", "--gguf-file", "gemma3-270m.gguf")
+    assert main.code_of(("core", "add", "gemma3-270m", *added)) == 0
+    model.fetch_if_missing("gemma3-270m")
+    assert 'gguf_file = "gemma3-270m.gguf"' in Paths.find().config_file.read_text()
     assert not models.exists()
 
 

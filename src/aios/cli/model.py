@@ -67,13 +67,22 @@ def progress() -> Iterator[Progress]:
         yield draw
 
 
-def fetch_if_missing(name: str | None) -> None:
-    """Pull the model (the default one if None) unless it is here, and say so.
+def fetch_if_missing(asked: str | None) -> None:
+    """Pull what is asked for (the default model if None) unless it is here, and say so.
 
-    Done by the client, so that the bar is seen; a name that nobody knows is NotFound.
+    Done by the client, so that the bar is seen; a name that nobody knows is NotFound. For what
+    config.toml describes there is nothing to pull.
     """
-    name = name or _default()
-    store = _store()
+    from aios.kernel.routing import parts
+
+    cores = load(Paths.find()).cores
+    described = {*cores}.union(*({spec.model, *spec.classes} for spec in cores.values()))
+    for _, name in parts(asked or _default()):
+        if name and name not in described:
+            _fetch_if_missing(name, _store())
+
+
+def _fetch_if_missing(name: str, store: ModelStore) -> None:
     _check_embedded(name, store)
     try:
         store.find(name)
@@ -89,9 +98,9 @@ def fetch_if_missing(name: str | None) -> None:
 
 
 def _check_embedded(name: str, store: ModelStore) -> None:
-    """SetupError for a model that needs another core than there is under its name."""
+    """SetupError for a model that needs another core, which config.toml does not describe."""
     known = store.catalogue.get(name)
-    if known is None or known.embedded or name in load(Paths.find()).cores:
+    if known is None or known.embedded:
         return
     raise SetupError(
         f"the embedded core cannot run {name}, a transformers core can: `aios model pull {name}`, "
@@ -120,6 +129,8 @@ def fetch_if_known(name: str) -> None:
 def about(name: str) -> str:
     """Which model answered, how small it is, and how to use a better one."""
     store = _store()
+    if not store.has(name):
+        return f"{name} answered."
     title = f" ({store.catalogue[name].title})" if name in store.catalogue else ""
     return (
         f"{name}{title} answered: a file of {store.find(name).bytes / 1e6:.0f} MB. A model this "
