@@ -234,6 +234,7 @@ async def test_a_biased_answer_goes_on_exactly_from_a_snapshot(
     plain = await made(core, biased(temperature=1.0, seed=5, max_tokens=12))
     asked = biased((plain[8], -100.0), temperature=1.0, seed=5, max_tokens=12)
     whole = await made(core, asked)
+    assert whole[:8] == plain[:8]
     assert whole[8] != plain[8]  # after the snapshot, so a bias that was lost there would show
     admitted = await core.admit(asked)
     begun: tuple[int, ...] = ()

@@ -246,6 +246,18 @@ def test_import_copies_under_the_files_name(store: ModelStore, tmp_path: Path) -
     assert left_over(store) == {"Mine-1.Q4_1.gguf", "Mine-1.Q4_1.json"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "window", "embedded"),
+    [("gemma3", 512, False), ("gemma3", 0, True), ("llama", 512, True)],
+)
+def test_a_model_known_to_attend_through_a_window_is_not_for_the_embedded_core(
+    store: ModelStore, tmp_path: Path, architecture: str, window: int, embedded: bool
+) -> None:
+    mine = write_model(tmp_path / "mine.gguf", architecture=architecture, window=window)
+    assert store.import_file(mine).embedded is embedded
+    assert store.find("mine").embedded is embedded
+
+
 def test_import_refuses(store: ModelStore, tmp_path: Path) -> None:
     mine = write_model(tmp_path / "mine.gguf")
     with pytest.raises(InvalidCall, match="tiny is a name of the catalogue"):

@@ -83,9 +83,12 @@ def fetch_if_missing(asked: str | None) -> None:
 
 
 def _fetch_if_missing(name: str, store: ModelStore) -> None:
-    _check_embedded(name, store)
+    known = store.catalogue.get(name)
+    if known is not None and not known.embedded:
+        raise _not_embedded(name, store)
     try:
-        store.find(name)
+        if not store.find(name).embedded:
+            raise _not_embedded(name, store)
     except NotFound:
         if name not in store.catalogue:
             raise
@@ -97,15 +100,12 @@ def _fetch_if_missing(name: str, store: ModelStore) -> None:
         show.note(f"the model {name} is here, after {time.monotonic() - began:.0f} s.")
 
 
-def _check_embedded(name: str, store: ModelStore) -> None:
-    """SetupError for a model that needs another core, which config.toml does not describe."""
-    known = store.catalogue.get(name)
-    if known is None or known.embedded:
-        return
-    raise SetupError(
-        f"the embedded core cannot run {name}, a transformers core can: `aios model pull {name}`, "
-        f"then `aios core add {name} --kind transformers --model {store.directory} "
-        f"--gguf-file {name}.gguf`."
+def _not_embedded(name: str, store: ModelStore) -> SetupError:
+    """For a model that needs another core, which config.toml does not describe."""
+    first = "" if store.has(name) else f"`aios model pull {name}`, then "
+    return SetupError(
+        f"the embedded core cannot run {name}, a transformers core can: {first}`aios core "
+        f"add {name} --kind transformers --model {store.directory} --gguf-file {name}.gguf`."
     )
 
 

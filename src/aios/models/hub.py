@@ -32,6 +32,7 @@ from aios.errors import (
 from aios.models.download import last_line, wait
 
 SCHEME = "hf:"
+_COUNTS = re.compile(rb"^(\d+) (\d+)\n", re.MULTILINE)
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -94,8 +95,7 @@ def fetch(wanted: HubFile, room: Path, report: Callable[[int, int], None]) -> Pa
         )
 
         def look() -> None:
-            lines = told.read_text(errors="replace").splitlines()
-            counts = [line.split() for line in lines if re.fullmatch(r"\d+ \d+", line)]
+            counts = _COUNTS.findall(_tail(told))
             if counts:
                 report(int(counts[-1][0]), int(counts[-1][1]))
 
@@ -112,6 +112,13 @@ def fetch(wanted: HubFile, room: Path, report: Callable[[int, int], None]) -> Pa
     if end.code:
         raise BY_CODE[end.code](end.message)
     return Path(end.path)
+
+
+def _tail(file: Path) -> bytes:
+    """Its end, for a long download has many lines."""
+    with open(file, "rb") as told:
+        told.seek(max(0, os.fstat(told.fileno()).st_size - 4096))
+        return told.read()
 
 
 # --- in the process of its own --------------------------------------------------------------------

@@ -225,6 +225,7 @@ class ModelStore:
                 bytes=model.bytes,
                 context=model.context,
                 created_at=time.time(),
+                embedded=not model.is_windowed,
             ),
         )
 
