@@ -116,8 +116,9 @@ class ScriptedCore:
 
     A token is a word with the space before it. *script* is a function of the prompt, or texts that
     are given in the order of admission (the last one again when they run out). A schema is answered
-    with its smallest example, a forced tool call likewise. With *gated* every slice waits for
-    ``step``. ``crash`` does what a dying worker does.
+    with its smallest example, a forced tool call likewise. Its words are chosen already, so
+    temperature, seed and logit_bias change nothing. With *gated* every slice waits for ``step``.
+    ``crash`` does what a dying worker does.
     """
 
     def __init__(

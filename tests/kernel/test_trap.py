@@ -98,6 +98,10 @@ async def test_a_failed_generation_leaves_its_context_alone() -> None:
         assert report.messages == ()
 
 
+def biased(*bias: tuple[int, float]) -> abi.Generate:
+    return abi.Generate(messages=user("x"), sampling=Sampling(logit_bias=bias))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -122,6 +126,11 @@ async def test_a_failed_generation_leaves_its_context_alone() -> None:
             InvalidCall,
             f"seed is -{10**30}",
         ),
+        (biased((7, 100.5)), InvalidCall, "gives token 7 100.5; give -100 to 100"),
+        (biased((7, float("nan"))), InvalidCall, "gives token 7 nan"),
+        (biased((-1, 1.0)), InvalidCall, "names -1, which is no id"),
+        (biased((7, 1.0), (7, 2.0)), InvalidCall, "names a token twice"),
+        (biased(*((token, 1.0) for token in range(1025))), InvalidCall, "up to 1024 tokens"),
         (abi.Generate(messages=user("x"), timeout_s=-1), InvalidCall, "timeout_s is -1"),
         (abi.Generate(messages=user("x"), model="gpt-9"), NotFound, "no model named 'gpt-9'"),
         (abi.Generate(messages=user("x"), tool_choice="f"), InvalidCall, "not among the tools"),

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from aios.abi.messages import Message, Sampling
 from aios.drivers.cores.llama.core import LlamaCore
@@ -192,6 +194,73 @@ async def test_log_probabilities(core: LlamaCore) -> None:
         assert one.logprob < 0
         assert one.top[0] == (one.text, one.logprob)  # greedy: the likeliest was chosen
         assert one.top[1][1] <= one.logprob
+
+
+async def made(core: LlamaCore, asked: Prompt, begun: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """All tokens of the answer, those that it began with among them."""
+    admitted = await core.admit(asked, begun)
+    tokens = begun + await rest(core, admitted.sequence)
+    await core.release(admitted.sequence)
+    return tokens
+
+
+async def rest(core: LlamaCore, sequence: int) -> tuple[int, ...]:
+    tokens: tuple[int, ...] = ()
+    while True:
+        result = await core.run(sequence, Slice(64))
+        tokens += result.tokens
+        if result.finish_reason:
+            return tokens
+
+
+def biased(*bias: tuple[int, float], **sampling: Any) -> Prompt:
+    wanted = {"max_tokens": 6, "ignore_end": True, **sampling}
+    return Prompt((Message("user", "Name a colour."),), Sampling(logit_bias=bias, **wanted))
+
+
+async def test_a_bias_keeps_the_likeliest_token_away_or_forces_another(core: LlamaCore) -> None:
+    plain = await made(core, biased())
+    away = await made(core, biased((plain[0], -100.0)))
+    assert plain[0] not in away
+    other = away[0]
+    assert await made(core, biased((other, 100.0))) == (other,) * 6
+    assert await made(core, biased((other, 100.0), temperature=1.0, seed=3)) == (other,) * 6
+    assert await made(core, biased()) == plain
+
+
+async def test_a_biased_answer_goes_on_exactly_from_a_snapshot(
+    core: LlamaCore, tmp_path: Path
+) -> None:
+    plain = await made(core, biased(temperature=1.0, seed=5, max_tokens=12))
+    asked = biased((plain[8], -100.0), temperature=1.0, seed=5, max_tokens=12)
+    whole = await made(core, asked)
+    assert whole[:8] == plain[:8]
+    assert whole[8] != plain[8]  # after the snapshot, so a bias that was lost there would show
+    admitted = await core.admit(asked)
+    begun: tuple[int, ...] = ()
+    while len(begun) < 4:
+        begun += (await core.run(admitted.sequence, Slice(4 - len(begun)))).tokens
+    await core.freeze(admitted.sequence, str(tmp_path / "snapshot"))
+    await core.release(admitted.sequence)
+    thawed = await core.thaw(str(tmp_path / "snapshot"))
+    assert begun + await rest(core, thawed.sequence) == whole
+    assert await made(core, asked, begun) == whole
+
+
+async def test_the_grammar_wins_over_a_bias(core: LlamaCore) -> None:
+    schema = {"type": "string", "enum": ["red", "blue"]}
+    free = structs.replace(biased(max_tokens=12), schema=schema)
+    plain = await made(core, free)
+    stranger = (await made(core, biased()))[0]
+    assert stranger not in plain
+    pushed = structs.replace(biased((stranger, 100.0), max_tokens=12), schema=schema)
+    assert await made(core, pushed) == plain
+
+
+async def test_a_bias_of_an_unknown_token_is_one_sentence(core: LlamaCore) -> None:
+    with pytest.raises(InvalidCall, match=r"^logit_bias names the token 999999, but those of m "):
+        await core.admit(biased((999_999, 1.0)))
+    assert (await core.residency()).sequences == 0
 
 
 async def test_a_closed_core_is_closed(model_path: Path) -> None:

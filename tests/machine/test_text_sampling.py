@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from aios.abi.messages import Sampling
-from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
+from aios.errors import InvalidCall
 
 VOCABULARY = 3000
 
@@ -89,3 +90,35 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert own == pytest.approx(float(expected[17]), abs=1e-4)
     assert [token for token, _ in best] == [int(token) for token in np.argsort(-row)[:3]]
     assert logprobs(row, 17, 0)[1] == []
+
+
+def test_a_bias_keeps_tokens_away_and_forces_them() -> None:
+    row = logits(4)
+    kept = row.copy()
+    first, second = (int(token) for token in np.argsort(-row)[:2])
+    assert choose(row, Sampling(), 0) == first
+    assert choose(row, Sampling(logit_bias=((first, -100.0),)), 0) == second
+    for count in range(20):
+        drawn = Sampling(temperature=1.0, seed=1, logit_bias=((second, 100.0),))
+        assert choose(row, drawn, count) == second
+    gap = float(row[first] - row[second])
+    assert choose(row, Sampling(logit_bias=((second, gap * 0.9),)), 0) == first
+    assert choose(row, Sampling(logit_bias=((second, gap * 1.1),)), 0) == second
+    assert (row == kept).all()
+
+
+def test_a_bias_lifts_no_masked_token() -> None:
+    row = logits(5)
+    bits = np.zeros(VOCABULARY // 8 + 1, np.uint8)
+    bits[[10, 200]] = 0b100
+    only = masked(row, bits.tobytes())
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(temperature=temperature, seed=1, logit_bias=((7, 100.0), (82, -100.0)))
+        assert choose(only, sampling, 0) == 1602
+
+
+def test_a_bias_of_a_token_that_the_model_does_not_have() -> None:
+    check_bias(Sampling(logit_bias=((0, 1.0), (VOCABULARY - 1, 1.0))), VOCABULARY, "m")
+    for token in (-1, VOCABULARY):
+        with pytest.raises(InvalidCall, match=f"names the token {token}, but those of m are 0 to"):
+            check_bias(Sampling(logit_bias=((5, 1.0), (token, 1.0))), VOCABULARY, "m")

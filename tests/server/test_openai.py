@@ -183,6 +183,7 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
         max_tokens=5,
         stop="END",
         top_p=0,
+        logit_bias={"50256": -100, "7": 2.5},
         user="me",
         metadata={"a": "b"},
         store=True,
@@ -204,6 +205,7 @@ async def test_what_reaches_the_kernel(site: Site, client: AsyncOpenAI) -> None:
             stop=("END",),
             seed=made.sampling.seed,
             drawn=True,
+            logit_bias=((50256, -100.0), (7, 2.5)),
         ),
     )
     assert site.kernel.processes.find(login).contexts == {}
@@ -218,6 +220,11 @@ async def test_models(client: AsyncOpenAI) -> None:
 
 BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
+    ({"logit_bias": {"7": 100.5}}, "logit_bias"),
+    ({"logit_bias": {"seven": 1}}, "logit_bias"),
+    ({"logit_bias": {"-7": 1}}, "logit_bias"),
+    ({"logit_bias": {"9999999999": 1}}, None),
+    ({"logit_bias": [7, 1]}, "logit_bias"),
     ({"messages": "hello"}, "messages"),
     ({"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),

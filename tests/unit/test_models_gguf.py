@@ -16,10 +16,19 @@ from aios.models import gguf_file
 from aios.models.requantise import requantise
 
 
-def write_model(path: Path, seed: int = 0, alignment: int = 32, parts: int = 1) -> Path:
+def write_model(
+    path: Path,
+    seed: int = 0,
+    alignment: int = 32,
+    parts: int = 1,
+    architecture: str = "llama",
+    window: int = 0,
+) -> Path:
     """A small llama-shaped file: Q4_1, Q8_0 and F32 tensors, arrays and strings."""
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
+    if window:
+        writer.add_sliding_window(window)
     writer.add_name("tiny")
     writer.add_license("mit")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)

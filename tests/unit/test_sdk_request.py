@@ -43,6 +43,14 @@ def test_text_options_and_sampling() -> None:
     )
 
 
+def test_a_bias_is_a_mapping_or_pairs() -> None:
+    for bias in ({7: -100, 9: 2.5}, [(7, -100), (9, 2.5)]):
+        sampling = build("Hi", (), {"logit_bias": bias}).call.sampling
+        assert sampling.logit_bias == ((7, -100.0), (9, 2.5))
+    with pytest.raises(InvalidCall, match="generate was given what does not fit"):
+        build("Hi", (), {"logit_bias": {"hello": 1.0}})  # type: ignore[dict-item]
+
+
 def test_messages_as_dicts() -> None:
     said = [{"role": "user", "content": "a"}, Message(role="assistant", content="b")]
     assert build(said, (), {}).call.messages == (

@@ -45,7 +45,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; max_tokens None means what the
     window leaves; logprobs is how many alternatives to report for each token (None: none at all,
     0: only the chosen one); ignore_end keeps going past the end-of-text token (benchmarks); drawn
-    says that the kernel chose the seed.
+    says that the kernel chose the seed; logit_bias is pairs of a token's id in the model's own
+    vocabulary and what is added to its logit (-100: hardly ever, 100: nearly always).
     """
 
     temperature: float = 0.0
@@ -58,6 +59,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     ignore_end: bool = False
     drawn: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class TokenLogprob(Struct, frozen=True):

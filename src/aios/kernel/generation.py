@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aios.kernel.scheduler import Scheduler
 
 LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
+MOST_BIASED = 1024  # tokens with a logit_bias: they are gone through for every token that is made
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 
@@ -132,6 +133,7 @@ def validate(prompt: Prompt) -> None:
         raise InvalidCall(f"logprobs must be 0 to 20 alternatives, not {s.logprobs}.")
     if len(s.stop) > 16 or not all(s.stop):
         raise InvalidCall("stop takes up to 16 texts, none of them empty.")
+    _validate_bias(s.logit_bias)
     if prompt.tool_choice not in ("auto", "none", "required") and prompt.tool_choice not in {
         tool.name for tool in prompt.tools
     }:
@@ -140,6 +142,19 @@ def validate(prompt: Prompt) -> None:
         )
     if prompt.tool_choice == "required" and not prompt.tools:
         raise InvalidCall("tool_choice is required, but no tools are given.")
+
+
+def _validate_bias(bias: tuple[tuple[int, float], ...]) -> None:
+    """Whether a token is in the vocabulary is for the core to say."""
+    if len(bias) > MOST_BIASED:
+        raise InvalidCall(f"logit_bias takes up to {MOST_BIASED} tokens, not {len(bias)}.")
+    if len({token for token, _ in bias}) < len(bias):
+        raise InvalidCall("logit_bias names a token twice; give each one bias.")
+    for token, value in bias:
+        if not -100 <= value <= 100:
+            raise InvalidCall(f"logit_bias gives token {token} {value}; give -100 to 100.")
+        if not 0 <= token < 2**31:
+            raise InvalidCall(f"logit_bias names {token}, which is no id of a token.")
 
 
 async def run(

@@ -1,6 +1,13 @@
 """Models: which are known, and how one gets here."""
 
-from aios.models.catalogue import CATALOGUE, EMBEDDER, CatalogueEmbedder, CatalogueModel, Wheel
+from aios.models.catalogue import (
+    CATALOGUE,
+    EMBEDDER,
+    CatalogueEmbedder,
+    CatalogueModel,
+    Terms,
+    Wheel,
+)
 from aios.models.embedder import EmbedderStore
 from aios.models.room import Progress
 from aios.models.store import ModelFile, ModelStore
@@ -14,5 +21,6 @@ __all__ = [
     "ModelFile",
     "ModelStore",
     "Progress",
+    "Terms",
     "Wheel",
 ]

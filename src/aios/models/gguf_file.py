@@ -68,6 +68,8 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {  # name, values in a block, by
     41: ("Q1_0", 128, 18),
 }
 
+WINDOWED = {"gemma3"}  # architectures whose window llama.cpp heeds; for some it is only noted
+
 # More than any model has; stops a damaged count from being looped over.
 _MOST_FIELDS, _MOST_TENSORS, _MOST_ELEMENTS, _MOST_NAME = 100_000, 1_000_000, 50_000_000, 65_536
 
@@ -110,6 +112,12 @@ class GgufFile(Struct, frozen=True):
     def files(self) -> int:
         """How many files the model is split into."""
         return self._number("split.count", 1)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Is it known to attend through a sliding window? Of other kinds the core finds out."""
+        window = self._number(f"{self.architecture}.attention.sliding_window", 0)
+        return self.architecture in WINDOWED and window > 0
 
     def _number(self, key: str, default: int) -> int:
         value = self.fields.get(key)
@@ -180,8 +188,9 @@ class _Reader:
             raise _Damaged(f"{key} is an array of the type {kind}")
 
 
-def read(path: Path) -> GgufFile:
-    """Its contents but for the weights; InvalidCall says what is damaged in it."""
+def read(path: Path, called: str = "") -> GgufFile:
+    """Its contents but for the weights; InvalidCall says what is damaged in what is *called* so."""
+    called = called or repr(str(path))
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -192,7 +201,7 @@ def read(path: Path) -> GgufFile:
         raise InvalidCall(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     except _Damaged as damage:
         raise InvalidCall(
-            f"{str(path)!r} is not a whole GGUF file: {damage}; get it again."
+            f"{called} is not a whole GGUF file: {damage}; get it again, or take another."
         ) from None
 
 

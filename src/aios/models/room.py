@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aios.errors import DriverError, StoreFailed
@@ -18,7 +18,8 @@ from aios.errors import DriverError, StoreFailed
 Progress = Callable[[str, int, int], None]
 """Takes a stage and how far it is, in bytes done and in total (0: not known).
 
-The stages are wait (another pulls), download, check, requantise, build and copy. Raising ends it.
+The stages are wait (another pulls), download, check, join, requantise, build and copy. Raising ends
+it.
 """
 
 _PARTS = ".parts-"  # begins the name of a directory of half-made files
@@ -85,9 +86,35 @@ def copy(source: Path, target: Path | None, size: int, report: Callable[[int, in
     return digest.hexdigest()
 
 
+def join(
+    sources: Sequence[Path], target: Path, size: int, report: Callable[[int, int], None]
+) -> list[str]:
+    """Write them one after another; the SHA-256 of each. What has been written is removed."""
+    found, done = [], 0
+    with open(target, "xb") as made:
+        for source in sources:
+            digest = hashlib.sha256()
+            with open(source, "rb") as given:
+                while chunk := given.read(_CHUNK):
+                    digest.update(chunk)
+                    made.write(chunk)
+                    done += len(chunk)
+                    report(done, size)
+            source.unlink()
+            found.append(digest.hexdigest())
+        made.flush()
+        os.fsync(made.fileno())
+    return found
+
+
 def check(file: Path, sha256: str, whose: str, progress: Progress) -> None:
     """DriverError unless it is this file, bit by bit."""
     found = copy(file, None, file.stat().st_size, lambda *at: progress("check", *at))
+    compare(found, sha256, whose)
+
+
+def compare(found: str, sha256: str, whose: str) -> None:
+    """DriverError unless they are one."""
     if found != sha256:
         raise DriverError(
             f"{whose} the SHA-256 {found} instead of {sha256}; nothing was kept, and another "

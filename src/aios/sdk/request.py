@@ -24,7 +24,7 @@ class Options(TypedDict, total=False):
     keeps nothing. schema is a JSON Schema, or a Struct, dataclass, pydantic model or plain type: it
     makes ``answer.data``. tool_choice is auto, none, required or a tool's name. retrieve has memory
     (and files) looked up for it: True, or a Retrieval that says where. The rest is sampling, as in
-    ``aios.abi.messages.Sampling``.
+    ``aios.abi.messages.Sampling``; logit_bias may be a mapping of tokens to their bias.
     """
 
     system: str
@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     ignore_end: bool
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
 
 
 class Request(NamedTuple):
@@ -61,6 +62,8 @@ def build(prompt: Prompt, tools: Tools, options: Options) -> Request:
             raise InvalidCall(f"generate has no option {name!r}; it takes {known}.")
     if isinstance(given.get("stop"), str):
         given["stop"] = (given["stop"],)
+    if isinstance(bias := given.get("logit_bias"), Mapping):
+        given["logit_bias"] = tuple(bias.items())
     messages = _messages(prompt)
     if system := given.pop("system", None):
         messages = (*_messages({"role": "system", "content": system}), *messages)

@@ -99,6 +99,7 @@ class ChatRequest(Struct, frozen=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
 
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _requests = msgspec.json.Decoder(ChatRequest)
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`", re.DOTALL)
+_TOKEN = re.compile(r"[0-9]{1,10}")
 _STEPS = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 
@@ -81,8 +82,25 @@ def generate(request: ChatRequest) -> Generate:
             stop=stop,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             ignore_end=bool(request.ignore_eos),
+            logit_bias=_bias(request.logit_bias or {}),
         ),
     )
+
+
+def _bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    found = {}
+    for token, value in given.items():
+        if not _TOKEN.fullmatch(token):
+            raise BadField(
+                f"logit_bias names {token[:40]!r}, which is no id of a token: give digits.",
+                "logit_bias",
+            )
+        if not -100 <= value <= 100:
+            raise BadField(
+                f"logit_bias gives the token {token} {value:g}: give -100 to 100.", "logit_bias"
+            )
+        found[int(token)] = value
+    return tuple(found.items())
 
 
 def choices(call: Generate, n: int) -> list[Generate]:

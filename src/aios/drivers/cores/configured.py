@@ -35,6 +35,10 @@ class Stored(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the embedded core may be able to run it."""
+
 
 class Store(Protocol):
     """Where models are kept."""
@@ -61,7 +65,7 @@ class ConfiguredCores:
         self.default = config.core.model
 
     def facts(self) -> list[CoreFacts]:
-        here = [model.name for model in self._store.list()]
+        here = [model.name for model in self._store.list() if model.embedded]
         names = [self.default, *self._specs, *here]
         embedded = CoreSpec(kind="embedded")
         return [facts_of(name, self._specs.get(name, embedded)) for name in dict.fromkeys(names)]

@@ -244,7 +244,8 @@ class Model:
             if found:
                 raise SetupError(
                     f"{self.path.name} {kind}, which the embedded core cannot suspend exactly; "
-                    "choose a plain transformer, such as smollm2-135m."
+                    "choose a plain transformer, such as smollm2-135m, or see whether a "
+                    "transformers core runs it (`aios core add`)."
                 )
 
     @cached_property

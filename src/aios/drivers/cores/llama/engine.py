@@ -37,7 +37,7 @@ from aios.drivers.cores.llama.sequences import Grant, Sequence
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.grammar import Grammars, call_schema
 from aios.drivers.cores.text.guesses import Guesses, shared_out
-from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
 from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
@@ -144,6 +144,7 @@ class Engine:
             )
         if wanted is not None and wanted < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
+        check_bias(prompt.sampling, self.model.tokens, self.abilities.model)
         limit = min(wanted or window, window - len(tokens))
         forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
         names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()

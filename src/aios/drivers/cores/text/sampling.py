@@ -2,17 +2,20 @@
 
 Deterministic: the random number of a token is a function of the seed and of how many tokens came
 before it (Philox, counter-based), so a sampler's state is those two numbers, and equal logits give
-equal tokens. Ties go to the lower token id. The order is: mask, temperature, top_k, top_p, min_p.
+equal tokens. Ties go to the lower token id. The order is: mask, logit_bias (to which -inf stays
+-inf), temperature, top_k, top_p, min_p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aios.abi.messages import Sampling
+from aios.errors import InvalidCall
 
 Logits = NDArray[np.float32]
 
@@ -30,6 +33,8 @@ def uniform(seed: int, count: int) -> Iterator[float]:
 
 def choose(logits: Logits, sampling: Sampling, count: int) -> int:
     """The token after *count* made ones; *logits* has shape (vocabulary,), -inf where masked."""
+    if sampling.logit_bias:
+        logits = biased(logits, sampling.logit_bias)
     if sampling.temperature <= 0:
         return int(logits.argmax())
     weights = logits - logits.max()
@@ -40,6 +45,30 @@ def choose(logits: Logits, sampling: Sampling, count: int) -> int:
         order = _order(weights, sampling)
         return int(order[_pick(weights[order], next(numbers))])
     return _pick_in_nucleus(weights, sampling, numbers)
+
+
+def biased(logits: Logits, bias: tuple[tuple[int, float], ...]) -> Logits:
+    """A copy of the logits with the bias added."""
+    tokens, values = _columns(bias)
+    found = logits.copy()
+    found[tokens] += values
+    return found
+
+
+@lru_cache(maxsize=64)  # the same for every token of an answer
+def _columns(bias: tuple[tuple[int, float], ...]) -> tuple[NDArray[np.intp], Logits]:
+    tokens, values = zip(*bias, strict=True)
+    return np.array(tokens, np.intp), np.array(values, np.float32)
+
+
+def check_bias(sampling: Sampling, vocabulary: int, model: str) -> None:
+    """InvalidCall for a bias of a token that the model does not have."""
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < vocabulary:
+            raise InvalidCall(
+                f"logit_bias names the token {token}, but those of {model} are 0 to "
+                f"{vocabulary - 1}; ids differ from model to model."
+            )
 
 
 def _pick_in_nucleus(weights: Logits, sampling: Sampling, numbers: Iterator[float]) -> int:
