@@ -177,7 +177,7 @@ class Server:
 
     def _client(self) -> httpx2.AsyncClient:
         if self._http is None:
-            self._http = client(self._connect_s, self._stall_s)
+            self._http = client(self._url, self._connect_s, self._stall_s)
         return self._http
 
     def _questions(self) -> Questions:

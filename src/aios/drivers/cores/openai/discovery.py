@@ -99,14 +99,21 @@ def authorization(key: str | None, where: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def client(connect_s: float, stall_s: float) -> httpx2.AsyncClient:
-    """A pool of connections: kept for less than the 5 s after which most servers close them."""
+def client(url: str, connect_s: float, stall_s: float) -> httpx2.AsyncClient:
+    """Connections to one server.
+
+    Kept for the next request only where a new one is dear (TLS). llama-server closes some right
+    after a stream, and a request that meets such an end (one in twelve, measured) fails unanswered:
+    nobody can tell whether it was taken, so nobody may send it again.
+    """
     import httpx2  # only a process that speaks to servers needs it
+
+    kept = 32 if url.startswith("https:") else 0
 
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(stall_s, connect=connect_s),
         limits=httpx2.Limits(
-            max_connections=None, max_keepalive_connections=32, keepalive_expiry=4.0
+            max_connections=None, max_keepalive_connections=kept, keepalive_expiry=4.0
         ),
         headers={"User-Agent": "aios"},
     )
@@ -205,7 +212,7 @@ async def discover(
 ) -> ServerFacts:
     """What is at an address; CoreFailed, CoreTimeout or InvalidCall say why that is not known."""
     url = check_address(url)
-    async with client(connect_s, answer_s) as http:
+    async with client(url, connect_s, answer_s) as http:
         return await look(Questions(http, url, key or (lambda: None), answer_s))
 
 
