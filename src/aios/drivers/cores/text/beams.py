@@ -133,8 +133,29 @@ def _best(search: Search, rows: Sequence[Row], count: int) -> list[tuple[float, 
     return sorted(found)[:count]
 
 
-def advance(search: Search, choices: Iterable[Choice], rows: Sequence[Row]) -> None:
-    """Take the choices of a step, made now or before; *rows* give them their scores."""
+def complete(choices: list[Choice], begun: Sequence[Choice], width: int) -> list[Choice]:
+    """A step whose first choices were handed out before: these stand, whatever was chosen now.
+
+    Where the same bits come again they are the same; elsewhere nothing shown may change.
+    """
+    found = [*begun, *(choice for choice in choices if choice not in begun)]
+    room = width
+    kept = []
+    for choice in found:
+        if choice.ended or room > 0:
+            kept.append(choice)
+            room -= not choice.ended
+    return kept
+
+
+def advance(search: Search, choices: Sequence[Choice], rows: Sequence[Row]) -> None:
+    """Take the choices of a step, made now or before; *rows* give them their scores.
+
+    Without any the search is over, and stays as it is.
+    """
+    if not choices:
+        search.is_over = True
+        return
     parents, search.living = search.living, []
     for choice in choices:
         parent = parents[choice.place]
