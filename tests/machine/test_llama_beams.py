@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from aios.abi.messages import Message, Sampling, ToolSpec
 from aios.drivers.cores.llama.engine import Engine
 from aios.drivers.cores.text.beams import Search, unpack
+from aios.errors import InvalidCall
 from aios.ports import Prompt, Slice, SliceResult
 
 pytestmark = pytest.mark.model
@@ -20,7 +21,10 @@ pytestmark = pytest.mark.model
 NEW = 40
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "maximum": 150},
+    },
     "required": ["name", "age"],
 }
 
@@ -148,12 +152,14 @@ def test_in_slices_of_one_beside_others(rig: Rig, whole: Whole) -> None:
     assert (rig.search(1), rig.bits[1], rig.made[1]) == (whole.search, whole.bits, whole.made)
 
 
-def run_through(rig: Rig, interrupt: Callable[[int], int], tokens: int = 4) -> tuple[str, int]:
+def run_through(
+    rig: Rig, interrupt: Callable[[int], int], tokens: int = 4, *, number: int = 1
+) -> tuple[str, int]:
     """To the end in slices, interrupted after each that made something; all its text.
 
     *interrupt* gets its number and gives the one that it goes on under; the last comes back.
     """
-    number, text = 1, ""
+    text = ""
     while True:
         result = rig.slice(number, tokens)
         text += result.text
@@ -283,3 +289,109 @@ def test_dead_beams_release_their_cells(rig: Rig) -> None:
     assert len(branches.search.tokens) == 24 * 16
     assert len(branches.cells) < 24 * 16 / 2
     assert most <= 64 * 6
+
+
+def test_what_follows_a_schema_fits_it(rig: Rig) -> None:
+    asked = prompt("Invent a person, as JSON.", schema=SCHEMA)
+    rig.engine.admit(1, asked)
+    value = json.loads(rig.finish(1))
+    assert set(value) == {"name", "age"}
+    assert rig.ended[1].finish_reason == "stop"
+    for node in rig.search(1).finished:  # every hypothesis fits, not only the best
+        text = b"".join(rig.engine.model.piece(token) for token in rig.search(1).path(node))
+        assert set(json.loads(text)) == {"name", "age"}
+    rig.engine.admit(2, asked)
+    text, last = run_through(rig, freezer(rig), 7, number=2)
+    assert (text, rig.search(last)) == (rig.text[1], rig.search(1))
+
+
+def test_a_whole_value_beats_a_likelier_half(rig: Rig) -> None:
+    """A number that has no end becomes the likeliest: its digits repeat."""
+    age = {"type": "integer"}
+    schema = SCHEMA | {"properties": {"name": {"type": "string", "maxLength": 12}, "age": age}}
+    rig.engine.admit(1, prompt("Invent a person, as JSON.", schema=schema))
+    assert isinstance(json.loads(rig.finish(1))["age"], int)
+    search = rig.search(1)
+    assert search.best() not in search.finished
+
+
+def freezer(rig: Rig) -> Callable[[int], int]:
+    """Takes it out of the engine and back by a file."""
+
+    def freeze(number: int) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            rig.engine.freeze(number, Path(folder) / "frozen")
+            rig.engine.release(number)
+            rig.engine.thaw(number + 1, Path(folder) / "frozen")
+        return number + 1
+
+    return freeze
+
+
+def test_a_stop_text_ends_each_hypothesis(rig: Rig) -> None:
+    asked = prompt(sampling={"stop": (",", "."), "length_penalty": 0.0})
+    rig.engine.admit(1, asked)
+    text, last = run_through(rig, freezer(rig), 6)
+    search = rig.search(last)
+
+    def said(node: int) -> str:
+        return b"".join(map(rig.engine.model.piece, search.path(node))).decode()
+
+    stopped = [said(node) for node in search.finished if {",", "."} & {*said(node)}]
+    assert len(stopped) >= 2
+    for node in search.finished:  # by its last token, not by one before
+        assert not {",", "."} & {*said(search.parents[node])}
+    assert rig.ended[last].finish_reason == "stop"
+    assert text == said(search.finished[0]).split(",")[0].split(".")[0]
+
+
+def test_a_forced_tool_is_called(rig: Rig) -> None:
+    tool = ToolSpec("set_light", "Switch a light.", SCHEMA)
+    rig.engine.admit(1, prompt("Switch it on.", tools=(tool,), tool_choice="required"))
+    assert rig.finish(1) == ""
+    (call,) = rig.ended[1].tool_calls
+    assert rig.ended[1].finish_reason == "tool_calls"
+    assert call.name == "set_light"
+    assert set(json.loads(call.arguments)) == {"name", "age"}
+
+
+def test_max_tokens_is_the_length_of_each(rig: Rig) -> None:
+    asked = prompt(sampling={"max_tokens": 6, "ignore_end": True})
+    rig.engine.admit(1, asked)
+    rig.finish(1)
+    assert rig.ended[1].finish_reason == "length"
+    assert (rig.search(1).steps, len(rig.made[1])) == (6, 24)
+
+
+def test_a_longer_answer_is_liked_by_a_higher_penalty(rig: Rig) -> None:
+    lengths = []
+    for number, penalty in ((1, 0.0), (2, 3.0)):
+        asked = prompt("Say hello.", sampling={"length_penalty": penalty})
+        rig.engine.admit(number, asked)
+        rig.finish(number)
+        search = rig.search(number)
+        lengths.append(search.lengths[search.best()])
+    assert lengths[0] < lengths[1]
+
+
+def test_one_beam_is_no_search(rig: Rig) -> None:
+    greedy = Prompt(ASKED.messages, Sampling(max_tokens=8, seed=1))
+    for number, asked in ((1, greedy), (2, prompt(LONG, sampling={"max_tokens": 8, "beams": 1}))):
+        rig.engine.admit(number, asked)
+        rig.finish(number)
+    assert rig.engine.residency.sequences[2].branches is None
+    assert (rig.text[1], rig.bits[1]) == (rig.text[2], rig.bits[2])
+
+
+def test_a_cancelled_search_keeps_what_was_shown(rig: Rig, whole: Whole) -> None:
+    rig.engine.admit(1, ASKED)
+    while len(rig.made.get(1, ())) < 30:
+        rig.slice(1, 5)
+    rig.engine.cancel(1)
+    assert rig.finish(1) == whole.text[: len(rig.text[1])]
+    assert rig.ended[1].finish_reason == "cancelled"
+
+
+def test_too_many_beams_are_refused(rig: Rig) -> None:
+    with pytest.raises(InvalidCall, match="at most 16, not 17"):
+        rig.engine.admit(1, prompt(sampling={"beams": 17}))

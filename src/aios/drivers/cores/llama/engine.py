@@ -194,6 +194,8 @@ class Engine:
             )
         if wanted is not None and wanted < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
+        if prompt.sampling.beams > MOST:
+            raise InvalidCall(f"beams must be at most {MOST}, not {prompt.sampling.beams}.")
         limit = min(wanted or window, window - len(tokens))
         forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
         names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()

@@ -151,6 +151,8 @@ class Searches:
         """The search is over: its best hypothesis is the answer."""
         search = branches.search
         best = search.best()
+        if s.matcher and search.finished:
+            best = search.finished[0]  # half a value is worth nothing, however likely
         s.made = search.path(best)
         self._feed(s, branches.news(best))
         is_cut = best not in search.finished and search.steps >= search.limit
