@@ -137,9 +137,9 @@ def check_beams(kernel: Kernel, scheduler: Scheduler, prompt: Prompt) -> None:
     if wanted <= most:
         return
     able = [name for name, s in kernel.schedulers.items() if s.core.abilities.beams >= wanted]
-    says = f"keeps at most {most} beams" if most > 1 else "does no beam search"
+    says = f"keeps at most {most} beams, not {wanted}" if most > 1 else "does no beam search"
     raise InvalidCall(
-        f"{scheduler.name} {says}, not {wanted}; of the models that run here, "
+        f"{scheduler.name} {says}; of the models that run here, "
         f"{', '.join(sorted(able)) or 'none'} can."
     )
 
