@@ -288,7 +288,7 @@ def test_dead_beams_release_their_cells(rig: Rig) -> None:
     assert branches is not None
     assert len(branches.search.tokens) == 24 * 16
     assert len(branches.cells) < 24 * 16 / 2
-    assert most <= 64 * 6
+    assert most <= 64 * 5  # six were decoded into, beside one for the prompt
 
 
 def test_what_follows_a_schema_fits_it(rig: Rig) -> None:
