@@ -395,7 +395,7 @@ class Engine:
         s, grant, count = part.s, part.s.grant, len(part.cells)
         assert grant is not None
         if not part.is_step:
-            self.residency.settle(s, part.run, part.cells)
+            self.residency.settle(s, branches, part.run, part.cells)
             grant.prefilled += count
             return [self._end_slice(s)]
         branches.cells.update(zip(part.run.nodes, part.cells, strict=True))
@@ -412,7 +412,7 @@ class Engine:
         if self.watch:
             for row in logits:
                 self.watch(s.number, len(s.tokens) + branches.search.steps, row)
-        self.residency.regroup(s, self._searches.step(s, branches, logits))
+        self.residency.regroup(s, branches, self._searches.step(s, branches, logits))
 
     def _sample(self, s: Sequence, logits: Logits) -> None:
         if s.branches:

@@ -159,7 +159,7 @@ class Residency:
         image = s.image
         assert image is not None
         count = image.end - image.start
-        if image.parts and not self._take_branch_ids(s):
+        if s.branches and image.parts and not self._take_branch_ids(s, s.branches):
             return False
         blocks = self._reserve(s, _blocks_for(count, image.parts))
         if blocks is None:
@@ -227,16 +227,14 @@ class Residency:
     def spread(self, s: Sequence, branches: Branches) -> bool:
         """Give each beam an id that marks the prompt, which is computed; False if none is free."""
         if not branches.ids:
-            if not self._take_branch_ids(s):
+            if not self._take_branch_ids(s, branches):
                 return False
             assert s.id is not None
             for seq in branches.ids:
                 self._context.share(s.id, seq, 0, s.computed)
         return True
 
-    def _take_branch_ids(self, s: Sequence) -> bool:
-        branches = s.branches
-        assert branches is not None
+    def _take_branch_ids(self, s: Sequence, branches: Branches) -> bool:
         while len(branches.ids) < branches.search.width:
             seq = self._take_id(s)
             if seq is None:
@@ -250,23 +248,19 @@ class Residency:
             self._free_ids += s.branches.ids
             s.branches.ids = []
 
-    def settle(self, s: Sequence, run: Run, cells: Many[int]) -> None:
+    def settle(self, s: Sequence, branches: Branches, run: Run, cells: Many[int]) -> None:
         """A run was computed under the id of its first beam: the others stand on it too."""
-        branches = s.branches
-        assert branches is not None
         branches.cells.update(zip(run.nodes, cells, strict=True))
         start = s.position(run.nodes[0])
         for place in run.places[1:]:
             first, seq = branches.ids[run.places[0]], branches.ids[place]
             self._context.share(first, seq, start, start + len(cells))
 
-    def regroup(self, s: Sequence, parents: Many[int]) -> None:
+    def regroup(self, s: Sequence, branches: Branches, parents: Many[int]) -> None:
         """The living beams are new, each a child of the one that stood at a place before.
 
         A first child takes its parent's id over; what nobody stands on any more leaves the cells.
         """
-        branches = s.branches
-        assert branches is not None
         if not branches.ids:
             return
         assert s.id is not None
@@ -286,11 +280,9 @@ class Residency:
         for seq in free:  # whoever comes to it later stands on the prompt already
             self._context.share(s.id, seq, 0, s.computed)
         branches.ids = ids + free
-        self._drop_dead(s)
+        self._drop_dead(s, branches)
 
-    def _drop_dead(self, s: Sequence) -> None:
-        branches = s.branches
-        assert branches is not None
+    def _drop_dead(self, s: Sequence, branches: Branches) -> None:
         gone = sorted(branches.cells.pop(node) for node in branches.dead())
         if not gone:
             return
@@ -430,11 +422,11 @@ class Residency:
         """Move a whole sequence into the lowest free blocks; it then shares no chunk."""
         assert s.id is not None
         (data, parts), count, image = self._own(s, 0), s.computed, s.image
-        is_spread = bool(s.branches and s.branches.ids)
+        spread = s.branches if s.branches and s.branches.ids else None
         self._leave(s)
         s.image = None  # not _adopt's to see
         s.id = self._take_id(s)
-        is_able = s.id is not None and (not is_spread or self._take_branch_ids(s))
+        is_able = s.id is not None and (not spread or self._take_branch_ids(s, spread))
         blocks = self._reserve(s, _blocks_for(count, parts)) if is_able else None
         s.image = image
         if blocks is None:
@@ -482,12 +474,11 @@ class Residency:
         assert s.id is not None
         pieces = [self._copy(s.id, start, s.computed)] if start < s.computed else []
         parts = []
-        for run in s.branches.runs() if s.branches else ():
-            assert s.branches is not None
-            first = s.position(run.nodes[0])
-            seq = s.branches.ids[run.places[0]]
-            pieces.append(self._copy(seq, first, first + len(run.nodes)))
-            parts.append(Part(run.nodes, int(pieces[-1].nbytes)))
+        if s.branches:
+            for run in s.branches.runs():
+                first, seq = s.position(run.nodes[0]), s.branches.ids[run.places[0]]
+                pieces.append(self._copy(seq, first, first + len(run.nodes)))
+                parts.append(Part(run.nodes, int(pieces[-1].nbytes)))
         if len(pieces) == 1:
             return pieces[0], tuple(parts)
         return np.concatenate([*pieces, np.empty(0, np.uint8)]), tuple(parts)
@@ -607,7 +598,8 @@ class Residency:
         """Give *twin*, which is new, the KV of *s*; cells and images are shared, not copied."""
         self.add(twin)
         seq = self._take_id(twin) if s.id is not None else None
-        if s.branches and s.branches.ids and seq is not None and not self._take_branch_ids(twin):
+        spread = twin.branches if s.branches and s.branches.ids else None
+        if spread and seq is not None and not self._take_branch_ids(twin, spread):
             self._free_ids.append(seq)
             seq = None
         twin.used_at = self.turn
@@ -616,7 +608,10 @@ class Residency:
             self._context.share(s.id, seq)
             twin.computed = s.computed
             twin.nodes, twin.blocks, twin.cells = [*s.nodes], [*s.blocks], [*s.cells]
-            self._fork_branches(s, twin)
+            if s.branches and spread:
+                spread.cells = dict(s.branches.cells)
+                for own, new in zip(s.branches.ids, spread.ids, strict=True):
+                    self._context.share(own, new)
             for node in s.nodes:
                 node.users += 1
                 node.is_reused = True
@@ -631,13 +626,6 @@ class Residency:
         if s.image:
             twin.image = s.image
             s.image.sharers += 1
-
-    def _fork_branches(self, s: Sequence, twin: Sequence) -> None:
-        if not s.branches or not twin.branches or not s.branches.ids:
-            return
-        twin.branches.cells = dict(s.branches.cells)
-        for seq, new in zip(s.branches.ids, twin.branches.ids, strict=True):
-            self._context.share(seq, new)
 
     def _take_id(self, s: Sequence) -> int | None:
         while not self._free_ids:
