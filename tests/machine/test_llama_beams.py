@@ -223,7 +223,7 @@ def test_admitted_again_with_what_was_made(rig: Rig, whole: Whole) -> None:
         return number + 1
 
     rig.engine.admit(1, ASKED)
-    text, last = run_through(rig, lose, 13)
+    text, last = run_through(rig, lose, 29)
     assert (text, rig.search(last)) == (whole.text, whole.search)
     assert made + rig.made[last] == whole.made
 
@@ -392,3 +392,20 @@ def test_a_cancelled_search_keeps_what_was_shown(rig: Rig, whole: Whole) -> None
 def test_too_many_beams_are_refused(rig: Rig) -> None:
     with pytest.raises(InvalidCall, match="at most 16, not 17"):
         rig.engine.admit(1, prompt(sampling={"beams": 17}))
+
+
+def test_a_prompt_of_whole_chunks_and_a_single_token(rig: Rig) -> None:
+    """The first step then follows a chunk, and all branches stand on shared ones."""
+    words = next(n for n in range(1, 200) if rig.engine.measure(prompt("a " * n)) % 64 == 0)
+    asked = prompt("a " * words, sampling={"max_tokens": 12, "ignore_end": True})
+    rig.engine.admit(1, asked)
+    text = rig.finish(1)
+    rig.engine.admit(2, asked)
+    while not rig.slice(2, 3).finish_reason:
+        rig.engine.page_out(2)
+        assert rig.engine.check() == []
+    assert (rig.text[2], rig.search(2)) == (text, rig.search(1))
+    rig.engine.admit(3, prompt("a " * words, sampling={"max_tokens": 1, "ignore_end": True}))
+    rig.finish(3, tokens=1)
+    assert (rig.search(3).steps, len(rig.made[3])) == (1, 4)
+    assert rig.text[3] == rig.engine.model.piece(rig.made[3][0] & 0xFFFFFF).decode()
