@@ -73,7 +73,8 @@ class Abilities(Struct, frozen=True):
     the KV pool in tokens (0: not our business); exact_snapshots that a restored or recomputed
     sequence gives the same bits; preemptible that it can stop between tokens and go on from there
     (else a sequence that has begun keeps its slot to its end); shared_fate that its CoreFailed
-    means the end of all its sequences (else of that one alone).
+    means the end of all its sequences (else of that one alone); beams how many hypotheses a beam
+    search may keep (1: it does none).
     """
 
     model: str
@@ -84,6 +85,7 @@ class Abilities(Struct, frozen=True):
     exact_snapshots: bool = True
     constrained_output: bool = True
     shared_fate: bool = True
+    beams: int = 1
 
 
 class Admitted(Struct, frozen=True):
@@ -120,6 +122,10 @@ class SliceResult(Struct, frozen=True):
     then tool_calls holds what the model asks for; cells is what it occupies now in the KV pool.
     A core that is told no ids gives UNKNOWN for each token. At the end such a core says in spent
     what its server says that the generation took, where that is not what was counted here.
+
+    A beam search computes a token for each of its hypotheses, and tokens has them all, each a
+    number with the hypothesis it continues: what admit needs to take the same choices again. A step
+    that is more than the grant is handed out over several slices.
     """
 
     prefilled: int = 0

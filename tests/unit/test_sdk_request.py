@@ -51,6 +51,11 @@ def test_a_bias_is_a_mapping_or_pairs() -> None:
         build("Hi", (), {"logit_bias": {"hello": 1.0}})  # type: ignore[dict-item]
 
 
+def test_a_beam_search_is_asked_for_by_two_options() -> None:
+    call = build("Hi", (), {"beams": 4, "length_penalty": 0.5}).call
+    assert call.sampling == Sampling(beams=4, length_penalty=0.5)
+
+
 def test_messages_as_dicts() -> None:
     said = [{"role": "user", "content": "a"}, Message(role="assistant", content="b")]
     assert build(said, (), {}).call.messages == (

@@ -47,6 +47,12 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     0: only the chosen one); ignore_end keeps going past the end-of-text token (benchmarks); drawn
     says that the kernel chose the seed; logit_bias is pairs of a token's id in the model's own
     vocabulary and what is added to its logit (-100: hardly ever, 100: nearly always).
+
+    beams (1: off) is how many hypotheses a beam search keeps; the answer is the best one's text, by
+    sum of log probabilities / length ** length_penalty. It needs temperature 0 and gives no
+    logprobs. Every hypothesis's tokens cost: they count as made, against budgets and in usage;
+    max_tokens is the length of each. Text is shown as far as all hypotheses agree, the rest at the
+    end.
     """
 
     temperature: float = 0.0
@@ -60,6 +66,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     ignore_end: bool = False
     drawn: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
+    beams: int = 1
+    length_penalty: float = 1.0
 
 
 class TokenLogprob(Struct, frozen=True):

@@ -44,6 +44,8 @@ class Options(TypedDict, total=False):
     logprobs: int | None
     ignore_end: bool
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+    beams: int
+    length_penalty: float
 
 
 class Request(NamedTuple):

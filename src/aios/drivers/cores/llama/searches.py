@@ -1,0 +1,152 @@
+"""Beam searches: what each step chooses, what is handed out of it, and what is said.
+
+The choices are made in ``text/beams``, the KV lies where ``branches`` and ``residency`` put it, and
+the engine computes. A step's choices are handed out one by one, each a token that is paid for; one
+that is more than a slice may take is handed out over several. Only when all of a step is handed out
+(and so, before it is shown, in the kernel's journal) are the tokens said that all hypotheses agree
+on. A search that was handed out in an earlier life takes the same choices again; it says nothing
+until it is as far as it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+
+from aios.drivers.cores.kept.snapshots import Kept
+from aios.drivers.cores.llama.branches import Branches, Said
+from aios.drivers.cores.llama.sequences import Sequence
+from aios.drivers.cores.text.beams import (
+    Search,
+    advance,
+    choose,
+    complete,
+    log_probabilities,
+    pack,
+    unpack,
+)
+from aios.drivers.cores.text.sampling import Logits, masked
+
+
+class Searches:
+    """*piece* gives a token's bytes; *is_end* says whether a token ends a sequence's answer."""
+
+    def __init__(
+        self, piece: Callable[[int], bytes], is_end: Callable[[Sequence, int], bool]
+    ) -> None:
+        self._piece, self._is_end = piece, is_end
+
+    # --- beginnings -------------------------------------------------------------------------------
+
+    def begin(self, s: Sequence, made: Many[int] = ()) -> None:
+        """*made* are choices that were handed out in an earlier life."""
+        sampling = s.prompt.sampling
+        answer = s.answer.copy() if s.answer.may_stop else None
+        matcher = s.matcher.deep_copy() if s.matcher else None
+        search = Search(sampling.beams, s.max_tokens, sampling.length_penalty)
+        s.branches = branches = Branches(search, Said(answer, matcher))
+        steps, branches.begun = unpack(made)
+        branches.again = deque(steps)
+
+    def keep(self, branches: Branches) -> Kept:
+        b = branches
+        return Kept(b.search, tuple(b.queue), tuple(b.again), tuple(b.begun), b.fed)
+
+    def revive(self, s: Sequence, branches: Branches, kept: Kept) -> None:
+        """Take over what was kept; what its beams have said follows from the tree."""
+        branches.search = search = kept.search
+        branches.queue, branches.begun = [*kept.queue], [*kept.begun]
+        branches.again = deque(kept.again)
+        first = branches.said[0]
+        branches.said = [first.copy() for _ in search.living]
+        for said, node in zip(branches.said, search.living, strict=True):
+            for token in search.path(node):
+                self._say(said, token)
+        self._feed(s, search.path(search.agreed())[: kept.fed])
+        branches.fed = kept.fed
+        s.answer.take()  # has been delivered before
+        if search.is_over and not branches.queue:
+            self._conclude(s, branches)
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def step(self, s: Sequence, branches: Branches, logits: Many[Logits]) -> list[int]:
+        """Choose after a row of logits for each living beam; of each new one its parent's place."""
+        search, said = branches.search, branches.said
+        rows = [log_probabilities(row) for row in logits]
+        for place, (_, matcher) in enumerate(said):
+            if matcher:
+                rows[place] = masked(rows[place], matcher.compute_bitmask())
+        is_repeated = bool(branches.again)
+        if is_repeated:
+            choices = branches.again.popleft()
+        else:
+            choices = choose(search, rows, lambda place, token: self._ends(s, said[place], token))
+            choices = complete(choices, branches.begun, search.width)
+            branches.queue = pack(choices)[len(branches.begun) :]
+            branches.begun = []
+        advance(search, choices, rows)
+        living = [choice for choice in choices if not choice.ended]
+        if choices:
+            branches.said = [said[choice.place].copy() for choice in living]
+            for one, choice in zip(branches.said, living, strict=True):
+                self._say(one, choice.token)
+        if not branches.queue:
+            self._agree(s, branches)
+        if is_repeated:
+            s.answer.take()  # has been delivered before
+        return [choice.place for choice in living]
+
+    def hand_out(self, s: Sequence, branches: Branches) -> bool:
+        """Hand out choices as far as the grant goes; is its slice over?"""
+        grant = s.grant
+        assert grant is not None
+        count = grant.wanted - len(grant.tokens)
+        if branches.queue:
+            grant.tokens += branches.queue[:count]
+            del branches.queue[:count]
+            if not branches.queue:
+                self._agree(s, branches)
+        return s.reason is not None or len(grant.tokens) >= grant.wanted
+
+    def _ends(self, s: Sequence, said: Said, token: int) -> bool:
+        """Does nothing follow this token of a beam?"""
+        if self._is_end(s, token):
+            return True
+        if not any(said):
+            return False
+        answer, matcher = then = said.copy()
+        self._say(then, token)
+        return bool((matcher and matcher.is_stopped()) or (answer and answer.is_stopped))
+
+    # --- what is said -----------------------------------------------------------------------------
+
+    def _say(self, said: Said, token: int) -> None:
+        if said.answer:
+            said.answer.feed(self._piece(token))
+        if said.matcher:
+            said.matcher.consume_token(token)
+
+    def _agree(self, s: Sequence, branches: Branches) -> None:
+        """Say what all hypotheses agree on, all of which has been handed out."""
+        if branches.search.is_over:
+            self._conclude(s, branches)
+        else:
+            self._feed(s, branches.news(branches.search.agreed()))
+
+    def _conclude(self, s: Sequence, branches: Branches) -> None:
+        """The search is over: its best hypothesis is the answer."""
+        search = branches.search
+        best = search.best()
+        if s.matcher and search.finished:
+            best = search.finished[0]  # half a value is worth nothing, however likely
+        s.made = search.path(best)
+        self._feed(s, branches.news(best))
+        is_cut = best not in search.finished and search.steps >= search.limit
+        s.reason = "length" if is_cut else "stop"
+
+    def _feed(self, s: Sequence, tokens: Many[int]) -> None:
+        for token in tokens:
+            if not self._is_end(s, token):
+                s.answer.feed(self._piece(token))
