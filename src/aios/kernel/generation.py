@@ -143,6 +143,8 @@ def validate(prompt: Prompt) -> None:
         )
     if s.beams > 1 and s.logprobs is not None:
         raise InvalidCall("a beam search gives no logprobs: leave out beams or logprobs.")
+    if s.beams > 1 and s.logit_bias:
+        raise InvalidCall("a beam search takes no logit_bias: leave out beams or logit_bias.")
     if len(s.stop) > 16 or not all(s.stop):
         raise InvalidCall("stop takes up to 16 texts, none of them empty.")
     _validate_bias(s.logit_bias)

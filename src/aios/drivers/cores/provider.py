@@ -373,6 +373,10 @@ def _request(
         settings["seed"] = sampling.seed % 2**31
     if sampling.stop:
         settings["stop_sequences"] = list(sampling.stop)
+    if sampling.logit_bias:  # their tokens are their own affair
+        raise InvalidCall(
+            f"{model.model_name} takes no logit_bias: leave it out, or choose another core."
+        )
     parameters = ModelRequestParameters(
         function_tools=[
             ToolDefinition(

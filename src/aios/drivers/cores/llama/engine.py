@@ -41,7 +41,7 @@ from aios.drivers.cores.text.grammar import Grammars, call_schema
 from aios.drivers.cores.text.guesses import Guesses, shared_out
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
-from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
+from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
 
@@ -164,8 +164,15 @@ class Engine:
     def admit(self, number: int, prompt: Prompt, made: Many[int] = (), text: str = "") -> Admitted:
         """A new sequence under a number the caller chose; *made* are tokens it made before.
 
-        *text* is what these say, which an engine that made them knows by itself.
+        *text* is what these say; without them another core made it, and it is gone on with.
         """
+        if text and not made:
+            if prompt.sampling.beams > 1:
+                raise CoreRefused(
+                    f"{self.abilities.model} cannot go on with the beam search of another core; "
+                    "ask again for the whole."
+                )
+            made = self.model.tokenize(text, add_bos=False, special=False)
         return self.admit_tokens(number, prompt, self._tokens(prompt), made)
 
     def measure(self, prompt: Prompt) -> int:

@@ -119,6 +119,8 @@ def _sampling(prompt: Prompt, dialect: Dialect) -> dict[str, Any]:
         made["seed"] = sampling.seed % SEEDS
     if sampling.stop:
         made["stop"] = list(sampling.stop)
+    if sampling.logit_bias:
+        made["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.logprobs is not None:
         made["logprobs"] = True
         made["top_logprobs"] = sampling.logprobs

@@ -43,7 +43,7 @@ from aios.drivers.cores.kept.disk import Disk
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.grammar import Grammars, call_schema
 from aios.drivers.cores.text.guesses import Guesses
-from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
 from aios.drivers.cores.transformers.attention import Now, Segment, Step, attach
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, bytes_per_token
@@ -51,7 +51,7 @@ from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
 from aios.drivers.cores.transformers.residency import Residency
 from aios.drivers.cores.transformers.sequences import Grant, Sequence
-from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall, SetupError
+from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall, SetupError
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
 
@@ -239,8 +239,15 @@ class Engine:
     def admit(self, number: int, prompt: Prompt, made: Many[int] = (), text: str = "") -> Admitted:
         """A new sequence under a number the caller chose; *made* are tokens it made before.
 
-        *text* is what these say, which an engine that made them knows by itself.
+        *text* is what these say; without them another core made it, and it is gone on with.
         """
+        if text and not made:
+            if prompt.sampling.beams > 1:
+                raise CoreRefused(
+                    f"{self.abilities.model} cannot go on with the beam search of another core; "
+                    "ask again for the whole."
+                )
+            made = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.admit_tokens(number, prompt, self._tokens(prompt), made)
 
     def measure(self, prompt: Prompt) -> int:
@@ -271,6 +278,7 @@ class Engine:
             )
         if wanted is not None and wanted < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
+        check_bias(prompt.sampling, self._vocabulary.vocab_size, self.abilities.model)
         limit = min(wanted or window, window - len(tokens))
         forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
         names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()
