@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aios.kernel.scheduler import Scheduler
 
 LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
-MOST_BEAMS = 16
+MOST_BEAMS = 16  # of a search, whatever its core: a journaled choice names one in 4 bits
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 
