@@ -120,7 +120,7 @@ def clean(rig: Rig) -> Iterator[None]:
 
 
 def test_it_is_a_search(whole: Whole) -> None:
-    assert whole.search.steps >= 20
+    assert whole.search.steps == NEW
     assert len(whole.search.living) == 4
     assert whole.end.finish_reason in ("stop", "length")
     assert unpack(whole.made)[1] == []
