@@ -120,7 +120,7 @@ def clean(rig: Rig) -> Iterator[None]:
 
 
 def test_it_is_a_search(whole: Whole) -> None:
-    assert whole.search.steps >= 20
+    assert whole.search.steps == NEW
     assert len(whole.search.living) == 4
     assert whole.end.finish_reason in ("stop", "length")
     assert unpack(whole.made)[1] == []
@@ -286,6 +286,20 @@ def test_dead_beams_release_their_cells(rig: Rig) -> None:
     assert len(branches.search.tokens) == 24 * 16
     assert len(branches.cells) < 24 * 16 / 2
     assert most <= 64 * 5  # six were decoded into, beside one for the prompt
+
+
+def test_a_beam_has_the_bits_of_a_plain_sequence_that_made_its_tokens(rig: Rig) -> None:
+    """Also after it was moved in the cells, as a search of 16 beams is again and again."""
+    rig.engine.admit(1, prompt(sampling={"beams": 16, "max_tokens": 24, "ignore_end": True}))
+    rig.finish(1)
+    search = rig.search(1)
+    for number, leaf in enumerate(search.living[:3], start=2):
+        path = search.path(leaf)
+        plain = prompt(sampling={"beams": 1, "max_tokens": 24, "ignore_end": True})
+        rig.engine.admit(number, plain, path[:-1])
+        rig.finish(number)
+        (row,) = rig.bits[number]
+        assert row in rig.bits[1]
 
 
 def test_what_follows_a_schema_fits_it(rig: Rig) -> None:

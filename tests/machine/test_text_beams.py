@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from os.path import commonprefix
 
 import msgspec
 import numpy as np
@@ -207,5 +208,8 @@ def test_what_all_agree_on_stays_and_is_of_the_answer(seed: int) -> None:
         step(search, model)
         now = search.path(search.agreed())
         assert now[: len(agreed)] == agreed
+        assert now == commonprefix(
+            [search.path(node) for node in (*search.living, *search.finished)]
+        )
         agreed = now
     assert search.path(search.best())[: len(agreed)] == agreed

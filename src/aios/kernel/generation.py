@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
 MOST_BIASED = 1024  # tokens with a logit_bias: they are gone through for every token that is made
-MOST_BEAMS = 16
+MOST_BEAMS = 16  # of a search, whatever its core: a journaled choice names one in 4 bits
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 

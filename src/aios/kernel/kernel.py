@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -106,6 +107,7 @@ class Kernel:
         self.marks: dict[str, MarkRow] = {row.id: row for row in image.marks}
         self.snapshots: dict[str, SnapshotRow] = {row.id: row for row in image.snapshots}
         self.schedulers: dict[str, Scheduler] = {}
+        self.on_core: Counter[str] = Counter()  # generations that a core has or is about to have
         self.draining: set[str] = set()  # cores that are sent nothing new
         self.troubles: dict[str, Trouble] = {}  # of cores that failed last, by name
         self.policy, self.quantum = config.scheduler.policy, config.scheduler.quantum
@@ -430,10 +432,11 @@ class Kernel:
         for facts in self.cores.facts():
             scheduler = self.schedulers.get(facts.name)
             if scheduler is None:
-                window, load, speed = facts.context_tokens, 0.0, 0.0
+                window, slots, speed = facts.context_tokens, 1, 0.0
             else:
-                window = scheduler.core.abilities.context_tokens
-                load, speed = scheduler.load, scheduler.speed
+                abilities = scheduler.core.abilities
+                window, slots, speed = abilities.context_tokens, abilities.slots, scheduler.speed
+            load = self.on_core[facts.name] / max(1, slots)
             is_down = facts.name in self.troubles and now < self.troubles[facts.name].until
             is_draining = facts.name in self.draining
             found.append(CoreNow(facts, load, speed, is_draining, is_down, window))

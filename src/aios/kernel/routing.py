@@ -41,7 +41,7 @@ LONGEST_TOKEN = 12  # characters, on average: a prompt of more is surely too lon
 
 
 class CoreNow(NamedTuple):
-    """A core as it is at this moment. load is tickets for each slot, speed tokens a second."""
+    """A core as it is at this moment. load is generations for each slot, speed tokens a second."""
 
     facts: CoreFacts
     load: float = 0.0
@@ -177,6 +177,7 @@ class Route:
             choice = await self._next(before)
             self._tell(choice, before, reason)
             self._here = choice.core
+            self._kernel.on_core[choice.core] += 1
             try:
                 scheduler = await self._kernel.scheduler(choice.core)
                 return await work(scheduler)
@@ -191,6 +192,8 @@ class Route:
                 self._kernel.core_down(choice.core, error)
                 self._failed[choice.core] = error
                 before, reason = choice.core, error.message
+            finally:
+                self._kernel.on_core[choice.core] -= 1
 
     def _tell(self, choice: Choice, before: str, reason: str) -> None:
         call, emit = self._call, self._kernel.trace.emit

@@ -410,11 +410,6 @@ class Scheduler:
             now = tokens / seconds
             self.speed += SPEED_WEIGHT * (now - self.speed) if self.speed else now
 
-    @property
-    def load(self) -> float:
-        """Generations for each slot."""
-        return len(self.tickets) / max(1, self._slots)
-
     # --- policy -----------------------------------------------------------------------------------
 
     def set(self, policy: str | None, quantum: int | None) -> None:

@@ -77,14 +77,16 @@ class Branches:
 
     def standing(self) -> dict[int, list[int]]:
         """The nodes that living beams stand on, each with these beams' places."""
-        parents = self.search.parents
         found: dict[int, list[int]] = {}
-        for place, leaf in enumerate(self.search.living):
-            node = parents[leaf] if leaf != ROOT else ROOT
+        for place, node in enumerate(self._fed()):
             while node != ROOT:
                 found.setdefault(node, []).append(place)
-                node = parents[node]
+                node = self.search.parents[node]
         return found
+
+    def _fed(self) -> list[int]:
+        """Of each living node the one before it, the last that was fed to the model."""
+        return [ROOT if node == ROOT else self.search.parents[node] for node in self.search.living]
 
     def runs(self) -> list[Run]:
         """What is computed, so that each run comes after those that it stands on."""
@@ -92,10 +94,9 @@ class Branches:
 
     def missing(self, most: int) -> Run | None:
         """The first of what must be computed (again) before the next step, *most* nodes of it."""
-        standing = self.standing()
-        if len(standing) == len(self.cells):
-            return None
-        first = self._runs(standing.keys() - self.cells.keys())[0]
+        if all(node == ROOT or node in self.cells for node in self._fed()):
+            return None  # what is computed has all that it stands on
+        first = self._runs(self.standing().keys() - self.cells.keys())[0]
         return Run(first.nodes[:most], first.places)
 
     def _runs(self, nodes: Container[int]) -> list[Run]:
@@ -114,7 +115,11 @@ class Branches:
 
     def dead(self) -> list[int]:
         """Computed nodes that no living beam stands on any more."""
-        standing = self.standing()
+        standing = {ROOT}
+        for node in self._fed():
+            while node not in standing:
+                standing.add(node)
+                node = self.search.parents[node]
         return [node for node in self.cells if node not in standing]
 
     def news(self, node: int) -> list[int]:

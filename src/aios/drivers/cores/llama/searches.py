@@ -72,7 +72,10 @@ class Searches:
     # --- a step -----------------------------------------------------------------------------------
 
     def step(self, s: Sequence, branches: Branches, logits: Many[Logits]) -> list[int]:
-        """Choose after a row of logits for each living beam; of each new one its parent's place."""
+        """Choose after a row of logits for each living beam; of each beam after that its place now.
+
+        Where nothing may follow they stay as they are.
+        """
         search, said = branches.search, branches.said
         rows = [log_probabilities(row) for row in logits]
         for place, (_, matcher) in enumerate(said):
@@ -88,15 +91,16 @@ class Searches:
             branches.begun = []
         advance(search, choices, rows)
         living = [choice for choice in choices if not choice.ended]
+        places = [choice.place for choice in living] if choices else [*range(len(said))]
         if choices:
-            branches.said = [said[choice.place].copy() for choice in living]
+            branches.said = [said[place].copy() for place in places]
             for one, choice in zip(branches.said, living, strict=True):
                 self._say(one, choice.token)
         if not branches.queue:
             self._agree(s, branches)
         if is_repeated:
             s.answer.take()  # has been delivered before
-        return [choice.place for choice in living]
+        return places
 
     def hand_out(self, s: Sequence, branches: Branches) -> bool:
         """Hand out choices as far as the grant goes; is its slice over?"""

@@ -79,14 +79,21 @@ class Search(Struct):
 
     def agreed(self) -> int:
         """The last node that all that may still be the answer stand on; it only ever descends."""
-        nodes = {*self.living, *self.finished}
-        while len(nodes) > 1:
-            if ROOT in nodes:
+        first, *others = [*self.living, *self.finished]
+        trunk = {ROOT}
+        node = first
+        while node != ROOT:
+            trunk.add(node)
+            node = self.parents[node]
+        lowest = first
+        for node in others:
+            while node not in trunk:
+                node = self.parents[node]
+            if node == ROOT:
                 return ROOT
-            deepest = max(nodes, key=self.lengths.__getitem__)
-            nodes.remove(deepest)
-            nodes.add(self.parents[deepest])
-        return nodes.pop()
+            if self.lengths[node] < self.lengths[lowest]:
+                lowest = node
+        return lowest
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> Row:
