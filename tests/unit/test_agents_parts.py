@@ -100,3 +100,15 @@ def test_a_prompt_file_becomes_messages() -> None:
     messages = prompts.read(rec.__file__, "choose", wish="Tea {items}", items="a, b")
     assert [m["role"] for m in messages][:2] == ["system", "user"]  # type: ignore[index, union-attr]
     assert messages[-1] == {"role": "user", "content": "Tea {items}.\na, b"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"because": "it is warm and swe', "it is warm and"),
+        ('{"because": "warm', ""),
+        ('{"beca', ""),
+    ],
+)
+def test_an_explanation_that_was_cut_ends_at_a_word(text: str, words: str) -> None:
+    assert rec.begun(text) == words

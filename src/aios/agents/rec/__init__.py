@@ -13,13 +13,23 @@ from aios.errors import InvalidCall
 async def rec(me: aios.Me, task: str) -> str:
     wish, items = parsed(task)
     said = prompts.read(__file__, "choose", wish=wish, items=", ".join(items))
-    schema = shapes.record(needs=shapes.words(1, 4), choice=shapes.one_of(*items))
-    choice = (await me.generate(said, context=None, schema=schema, max_tokens=50)).data["choice"]
+    choice = shapes.one_of(*items)
+    schema = shapes.record(needs=shapes.words(1, 4), choice=choice)
+    answer = await me.generate(said, context=None, schema=schema, max_tokens=50)
+    if answer.finish_reason == "length":  # lost in what it needs: then at once
+        answer = await me.generate(said, context=None, schema=shapes.record(choice=choice))
+    chosen = answer.data["choice"]
 
-    said = prompts.read(__file__, "explain", wish=wish, choice=choice)
+    said = prompts.read(__file__, "explain", wish=wish, choice=chosen)
     schema = shapes.record(because=shapes.words(4, 12))
-    why = (await me.generate(said, context=None, schema=schema, max_tokens=50)).data["because"]
-    return f"{choice}: {why}."
+    why = await me.generate(said, context=None, schema=schema, max_tokens=50)
+    because = begun(why.text) if why.finish_reason == "length" else why.data["because"]
+    return f"{chosen}: {because}." if because else f"{chosen}."
+
+
+def begun(text: str) -> str:
+    """What ``{"because": "as it was cut o`` has to say: its whole words."""
+    return text.partition(": ")[2].strip(' "').rpartition(" ")[0]
 
 
 def parsed(task: str) -> tuple[str, list[str]]:

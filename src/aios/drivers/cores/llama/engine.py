@@ -37,7 +37,7 @@ from aios.drivers.cores.llama.searches import Searches
 from aios.drivers.cores.llama.sequences import Grant, Sequence
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.beams import MOST
-from aios.drivers.cores.text.grammar import Grammars, call_schema
+from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
 from aios.drivers.cores.text.guesses import Guesses, shared_out
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
@@ -472,9 +472,7 @@ class Engine:
         s.used_at = self.residency.turn
         said = [one.matcher for one in s.branches.said] if s.branches else [s.matcher]
         if broken := [matcher for matcher in said if matcher and matcher.is_error()]:
-            return s.number, InvalidCall(
-                f"the JSON schema cannot be followed any further: {broken[0].get_error()}"
-            )
+            return s.number, dead_end(broken[0])
         reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
         if reason:
             s.reason = reason

@@ -49,6 +49,14 @@ class Grammars:
         return matcher
 
 
+def dead_end(matcher: llguidance.LLMatcher) -> InvalidCall:
+    """For a matcher in error: why nothing may come next, in a sentence."""
+    why = _line(matcher.get_error())
+    if "NoExtensionBias" in why:
+        why = "the model has no token that could come next"
+    return InvalidCall(f"the JSON schema cannot be followed any further: {why}.")
+
+
 def call_schema(tools: tuple[ToolSpec, ...], choice: str) -> dict[str, Any]:
     """The JSON Schema of a call of one of *tools*; *choice* is ``required`` or a tool's name."""
     allowed = tools if choice == "required" else [t for t in tools if t.name == choice]

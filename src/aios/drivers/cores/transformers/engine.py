@@ -41,7 +41,7 @@ from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept import snapshots
 from aios.drivers.cores.kept.disk import Disk
 from aios.drivers.cores.text.answer import Answer
-from aios.drivers.cores.text.grammar import Grammars, call_schema
+from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
 from aios.drivers.cores.text.guesses import Guesses
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
@@ -494,9 +494,7 @@ class Engine:
         del self._granted[s.number]
         s.used_at = self.residency.turn
         if s.matcher and s.matcher.is_error():
-            return s.number, InvalidCall(
-                f"the JSON schema cannot be followed any further: {s.matcher.get_error()}"
-            )
+            return s.number, dead_end(s.matcher)
         reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
         if reason:
             s.reason = reason
