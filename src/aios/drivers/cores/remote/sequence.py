@@ -169,7 +169,9 @@ class Sequence:
         s = self.state
         try:
             if not self._is_ready(1):
-                if self._reader is None:
+                if self._reader is None and s.made >= s.max_tokens:
+                    s.end = End("length")  # the stream was closed just before it said so
+                elif self._reader is None:
                     self._begin()
                 await self._wait(1)
             if not self._is_first and not self._is_ready(grant.decode_tokens):
