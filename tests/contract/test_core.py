@@ -84,8 +84,11 @@ async def core(request: pytest.FixtureRequest) -> AsyncIterator[Core]:
         case "llama server":
             core = openai(request.getfixturevalue("served"), "")
         case kind:
+            goes_on = kind == "server that goes on"
             async with FaultyServer(
-                [TEXT], kind="vllm" if kind == "server that goes on" else "unknown"
+                [TEXT],
+                kind="vllm" if goes_on else "unknown",
+                token_s=0.02,  # so that an answer has not arrived whole when it is interrupted
             ) as server:
                 core = openai(server.url, "scripted")
                 await core.start()

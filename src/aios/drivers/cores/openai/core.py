@@ -50,7 +50,7 @@ UNKNOWN_WINDOW = 32_768  # tokens, where neither the server nor its configuratio
 PASSES = 6  # times that one call is parked before its caller hears of it
 MEASURED = 256  # prompts whose length is kept: a window is measured before its call is admitted
 LARGEST_ERROR = 64 << 10  # bytes that are read of a refusal
-USAGE_S = 2.0  # for what follows the last token: usage is told at once or never
+USAGE_S = 0.5  # for what follows the last token: usage is told at once or never
 CLOSE_S = 0.05  # for the end of the body after that: then the connection can be used again
 
 

@@ -21,6 +21,7 @@ from aios.ports import Prompt, Slice, SliceResult, Spent
 
 HELD = 64  # pieces that wait for a slice; then nothing is read, and TCP slows the server down
 GATHER_S = 0.05  # a slice waits so long for more tokens after its first: a reader sees no delay
+END_S = 0.5  # how long the end may come after the last token that was allowed
 RUNAWAY = 4  # times more tokens than it was allowed: a server that does not heed max_tokens
 LONGEST_TOKEN = 128  # bytes: no usual vocabulary has a longer one
 
@@ -149,6 +150,11 @@ class Sequence:
         cached = told.cached_tokens if 0 <= told.cached_tokens <= told.prompt_tokens else 0
         spent = Spent(prompt, asked.made + told.completion_tokens, min(cached, prompt))
         return End(end.reason, end.tool_calls, spent)
+
+    async def settle(self) -> None:
+        """If all tokens are here that were allowed, wait a moment for how the answer ended."""
+        if self._reader is not None and self.state.made >= self.state.max_tokens:
+            await asyncio.wait({self._reader}, timeout=END_S)
 
     async def stop(self) -> None:
         """Close the stream, if one is open; what has arrived stays."""
