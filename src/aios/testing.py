@@ -510,7 +510,8 @@ class Fault(Struct, frozen=True):
     status, headers and body are a refusal. Else the stream is right until *after* tokens, then:
     ``die`` (the connection breaks), ``end`` (it ends as if all were said), ``stall`` (nothing more
     comes), ``garbage`` (no JSON), ``html``, ``error`` (a server's own), ``model`` (another one goes
-    on), ``runaway`` (it never ends). usage is told instead of what is true.
+    on), ``runaway`` (it never ends), ``open`` (it ends, but neither usage nor the end of the stream
+    follow). usage is told instead of what is true.
     """
 
     status: int = 200
@@ -569,13 +570,18 @@ class FaultyServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.kill()
+        assert self._server is not None
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
+
+    def kill(self) -> None:
+        """Break every connection and take no more, as a process that is killed does."""
         assert self._server is not None
         self._server.close()
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
 
     async def quiet(self) -> None:
         """Wait until no stream is open."""
@@ -700,7 +706,7 @@ class FaultyServer:
         if fault.then == "runaway":
             pieces = pieces * 10_000
         for made, piece in enumerate([*pieces, ""]):
-            if fault.then and made == fault.after and fault.then != "runaway":
+            if made == fault.after and fault.then not in ("", "runaway", "open"):
                 if not await self._go_wrong(reader, fault.then, wire, send):
                     return False
                 if fault.then == "end":
@@ -713,7 +719,12 @@ class FaultyServer:
                     return False  # nobody listens any more
                 self.tokens += 1  # before it is sent: nobody has what is not counted
                 await send(wire.token(piece))
-        await send(wire.end(reason, _words(asked), len(pieces), fault.usage))
+        last = wire.end(reason, _words(asked), len(pieces), fault.usage)
+        if fault.then == "open":
+            await send(last.partition("\n\n")[0] + "\n\n")
+            await reader.read()  # until the other side gives up
+            return False
+        await send(last)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True

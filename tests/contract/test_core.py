@@ -119,14 +119,17 @@ async def transformers(stack: Open) -> Core:
     )
 
 
+TOKEN_S = 0.02  # so that an answer has not arrived whole when it is interrupted
+
+
 async def server_that_goes_on(stack: Open) -> Core:
-    server = await stack.enter_async_context(FaultyServer([TEXT], kind="vllm"))
-    return openai(server.url, "scripted")
+    server = FaultyServer([TEXT], kind="vllm", token_s=TOKEN_S)
+    return openai((await stack.enter_async_context(server)).url, "scripted")
 
 
 async def server_that_does_not(stack: Open) -> Core:
-    server = await stack.enter_async_context(FaultyServer([TEXT], kind="unknown"))
-    return openai(server.url, "scripted")
+    server = FaultyServer([TEXT], kind="unknown", token_s=TOKEN_S)
+    return openai((await stack.enter_async_context(server)).url, "scripted")
 
 
 async def llama_cpp_server(stack: Open) -> Core:

@@ -18,7 +18,7 @@ from aios.abi.messages import Sampling
 from aios.config import Config, Paths, Scheduler
 from aios.errors import AiosError, CoreFailed, CoreRefused
 from aios.kernel.kernel import Kernel
-from aios.testing import Fault, FaultyServer, user
+from aios.testing import Fault, FaultyServer, settle, user
 
 TEXT = "Once upon a time a robot learned to paint and everybody came to look at it."
 WORDS = len(TEXT.split())
@@ -63,7 +63,7 @@ async def test_a_server_dies_with_twenty_calls_on_it_and_all_finish_elsewhere(
             asked = [asyncio.ensure_future(ask(machine, "one, other")) for _ in range(CALLS)]
             async with asyncio.timeout(20):
                 while one.tokens < 40:
-                    await asyncio.sleep(0)
+                    await settle(1)
             whole = [task.result() for task in asked if task.done()]
             one.kill()
             made = await asyncio.gather(*asked)

@@ -155,6 +155,10 @@ async def test_the_end_is_not_lost_when_what_follows_it_is(server: FaultyServer)
         server.faults.append(Fault(usage={"prompt_tokens": None}))
         text, last = await made.rest(await made.admit(prompt()))
         assert (text, last.finish_reason, last.spent) == (TEXT, "stop", None)
+        server.faults.append(Fault(then="open"))
+        text, last = await made.rest(await made.admit(prompt()))
+        assert (text, last.finish_reason, last.spent) == (TEXT, "stop", None)
+        await server.quiet()
 
 
 async def test_a_server_that_never_ends_is_stopped(server: FaultyServer) -> None:
@@ -413,6 +417,25 @@ async def test_an_answer_that_has_arrived_is_never_sent_again(
         assert (server.requests, server.tokens) == (1, 10)
 
 
+async def test_an_answer_that_is_as_long_as_it_may_be_is_not_gone_on_with(
+    server: FaultyServer,
+) -> None:
+    asked = prompt(sampling=Sampling(seed=1, max_tokens=3))
+    async with Made(server) as made:
+        server.faults.append(Fault(then="stall", after=3))
+        sequence = await made.admit(asked)
+        text, tokens = "", 0
+        while tokens < 3:
+            result = await made.core.run(sequence, WHOLE)
+            text, tokens = text + result.text, tokens + len(result.tokens)
+        await made.core.page_out(sequence)
+        assert (await made.core.run(sequence, WHOLE)).finish_reason == "length"
+        again = await made.core.admit(asked, [-1] * 3, text)
+        assert (text, again.max_tokens) == ("one two three", 0)
+        assert (await made.core.run(again.sequence, WHOLE)).finish_reason == "length"
+        assert server.requests == 1
+
+
 async def test_a_stream_that_nobody_can_go_on_with_stays_open(plain: FaultyServer) -> None:
     plain.token_s = 0.005
     async with Made(plain) as made:
@@ -475,10 +498,11 @@ async def test_a_slow_reader_slows_the_server() -> None:
     ):
         sequence = await made.admit(prompt(sampling=Sampling(seed=1)))
         await made.core.run(sequence, Slice(1))
-        seen = -1
-        while seen != long.tokens:  # until it stands still
-            seen = long.tokens
+        seen, still = -1, 0
+        while still < 5:  # until it has stood still for half a second
             await asyncio.sleep(0.1)
+            still = still + 1 if seen == long.tokens else 0
+            seen = long.tokens
         assert seen < count
         taken = 1
         while taken < count:
@@ -772,7 +796,11 @@ async def test_a_server_that_does_not_count_any_more_is_estimated(server: Faulty
         asked = prompt("word " * 100)
         assert await made.core.measure(asked) == 101
         server.kind = "unknown"
-        assert await made.core.measure(asked) == wire.estimate(asked) == 132
+        before = server.connections
+        assert await made.core.measure(asked) == 101  # known by now
+        assert server.connections == before
+        longer = prompt("word " * 101)
+        assert await made.core.measure(longer) == wire.estimate(longer) == 134
 
 
 async def test_what_is_told_counts_before_what_is_found(server: FaultyServer) -> None:

@@ -226,6 +226,9 @@ async def test_a_burst_of_refusals_is_one_park() -> None:
             passage.answered(429, {})
     assert world.kinds() == ["parked"]
     assert world.events[0][1]["seconds"] <= 1.0
+    await world.clock.advance(1.0)
+    await world.call(429)  # the second in a row, not the ninth
+    assert world.events[1][1]["seconds"] <= 2.0
 
 
 async def test_a_provider_that_says_tomorrow_is_asked_again_sooner() -> None:

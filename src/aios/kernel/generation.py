@@ -66,6 +66,7 @@ class Progress(Struct):
     took: Usage = Usage()  # on the cores that it was on, without tokens
     paid: str = ""  # the core that its prompt was paid for
     uncounted: int = 0  # tokens of the answer that only its server counted
+    before: int = 0  # tokens that it had when its core got it as a text: another's
 
     @property
     def completion_tokens(self) -> int:
@@ -264,6 +265,7 @@ async def _make(
                     admitted = await scheduler.core.thaw(frozen)
                 else:
                     made = progress.tokens if progress.own else ()
+                    progress.before = 0 if progress.own else len(progress.tokens)
                     admitted = await scheduler.core.admit(progress.prompt, made, progress.text)
             except CoreFailed as error:
                 lost = kernel.core_lost(scheduler, life, error, lost)
@@ -307,10 +309,9 @@ def _correct(call: OpenCall, scheduler: Scheduler, progress: Progress, result: S
     """Book the difference between what was counted here and what the server says it took."""
     spent, process = result.spent, call.process
     assert spent is not None
-    made = len(progress.tokens) + len(result.tokens) if progress.own else len(result.tokens)
-    prompt = spent.prompt_tokens - progress.prompt_tokens if progress.own else 0
-    answer = spent.completion_tokens - made
-    cached = spent.cached_tokens - progress.cached_tokens if progress.own else 0
+    prompt = spent.prompt_tokens - progress.prompt_tokens
+    answer = spent.completion_tokens - (len(progress.tokens) + len(result.tokens) - progress.before)
+    cached = spent.cached_tokens - progress.cached_tokens
     usd = (
         prompt * scheduler.prompt_usd
         + answer * scheduler.answer_usd

@@ -8,6 +8,7 @@ it does not take.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
 
 UNKNOWN_WINDOW = 32_768  # tokens, where neither the server nor its configuration says
 PASSES = 6  # times that one call is parked before its caller hears of it
+MEASURED = 256  # prompts whose length is kept: a window is measured before its call is admitted
 LARGEST_ERROR = 64 << 10  # bytes that are read of a refusal
-USAGE_S = 2.0  # for what follows the last token: usage is told at once or never
+USAGE_S = 0.5  # for what follows the last token: usage is told at once or never
 CLOSE_S = 0.05  # for the end of the body after that: then the connection can be used again
 
 
@@ -127,6 +129,7 @@ class Server:
         self.place = place(url)
         self.facts: ServerFacts | None = None
         self._dialect = Dialect()
+        self._measured: dict[bytes, int] = {}
         self._refused: frozenset[str] = frozenset()  # fields that it does not take
         self._http: httpx2.AsyncClient | None = None
         self._abilities: Abilities | None = None
@@ -201,13 +204,22 @@ class Server:
 
         That nobody answers is for the stream to tell: the gate is in front of that.
         """
+        said = (prompt.messages, prompt.tools, prompt.tool_choice)
+        asked = hashlib.blake2b(msgspec.json.encode(said)).digest()
+        if asked in self._measured:
+            return self._measured[asked]
         tokens: Any = None
         if self._gate.breaker == "closed":
             try:
                 tokens = await self._counted(prompt)
             except (CoreFailed, CoreTimeout):
                 pass
-        return tokens if isinstance(tokens, int) and tokens > 0 else wire.estimate(prompt)
+        if not isinstance(tokens, int) or tokens < 1:
+            return wire.estimate(prompt)
+        while len(self._measured) >= MEASURED:
+            del self._measured[next(iter(self._measured))]
+        self._measured[asked] = tokens
+        return tokens
 
     async def _counted(self, prompt: Prompt) -> Any:
         """What the server counts, if it has a way to ask for that."""

@@ -92,6 +92,7 @@ class RemoteCore:
     async def page_out(self, sequence: int) -> Paged:
         """Close its stream if it can be gone on with: its text is all that there is to keep."""
         found = self._find(sequence)
+        await found.settle()
         if found.is_streaming and self._can_leave(found.state):
             await found.stop()
         return Paged(0)
@@ -102,14 +103,12 @@ class RemoteCore:
 
     async def fork(self, sequence: int) -> int:
         """A second sequence that goes on from what has arrived; Conflict where that cannot be."""
-        state = self._find(sequence).state
-        self._must_leave(state, "forked")
+        state = await self._settled(sequence, "forked")
         return self._add(_copy(state)).number
 
     async def freeze(self, sequence: int, path: str) -> Frozen:
         """What has arrived, as a file (not exact); Conflict if nobody could go on from it."""
-        state = self._find(sequence).state
-        self._must_leave(state, "frozen")
+        state = await self._settled(sequence, "frozen")
         body = Snapshot.of(self.name, state)
         await asyncio.to_thread(_write, Path(path), body)
         return Frozen(self.name, state.prompt_tokens + state.made, len(body))
@@ -152,12 +151,16 @@ class RemoteCore:
             return True
         return self._goes_on(state.prompt) and not state.is_open
 
-    def _must_leave(self, state: State, what: str) -> None:
-        if not self._can_leave(state):
+    async def _settled(self, sequence: int, what: str) -> State:
+        """Its state, from which another one can go on; Conflict if none could."""
+        found = self._find(sequence)
+        await found.settle()
+        if not self._can_leave(found.state):
             raise Conflict(
                 f"an answer of {self.name} that has begun cannot be {what}: nobody could go on "
                 "from a part of it; wait for its end."
             )
+        return found.state
 
     def _add(self, state: State) -> Sequence:
         self._last += 1

@@ -21,6 +21,7 @@ from aios.ports import Prompt, Slice, SliceResult, Spent
 
 HELD = 64  # pieces that wait for a slice; then nothing is read, and TCP slows the server down
 GATHER_S = 0.05  # a slice waits so long for more tokens after its first: a reader sees no delay
+END_S = 0.5  # how long the end may come after the last token that was allowed
 RUNAWAY = 4  # times more tokens than it was allowed: a server that does not heed max_tokens
 LONGEST_TOKEN = 128  # bytes: no usual vocabulary has a longer one
 
@@ -150,6 +151,11 @@ class Sequence:
         spent = Spent(prompt, asked.made + told.completion_tokens, min(cached, prompt))
         return End(end.reason, end.tool_calls, spent)
 
+    async def settle(self) -> None:
+        """If all tokens are here that were allowed, wait a moment for how the answer ended."""
+        if self._reader is not None and self.state.made >= self.state.max_tokens:
+            await asyncio.wait({self._reader}, timeout=END_S)
+
     async def stop(self) -> None:
         """Close the stream, if one is open; what has arrived stays."""
         reader, self._reader = self._reader, None
@@ -169,7 +175,9 @@ class Sequence:
         s = self.state
         try:
             if not self._is_ready(1):
-                if self._reader is None:
+                if self._reader is None and s.made >= s.max_tokens:
+                    s.end = End("length")  # the stream was closed just before it said so
+                elif self._reader is None:
                     self._begin()
                 await self._wait(1)
             if not self._is_first and not self._is_ready(grant.decode_tokens):
