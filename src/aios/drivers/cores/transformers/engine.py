@@ -11,8 +11,9 @@ Exactness. The same prompt and sampling give the same bits alone, batched, preem
 recomputed and restored, because each position is always computed by the same arithmetic. The bits
 of a matrix product depend on its number of rows (on how many are left over by the four or eight
 that a kernel takes at once, on how many threads share them), but in a product of one shape not on
-which row it is and what the other rows are. So there are two shapes only:
-- a prompt is computed in chunks of 64 on a grid of 64 positions, each by itself, 64 rows;
+which row it is and what the other rows are. So there are few shapes:
+- a prompt is computed in chunks of 64 on a grid of 64 positions, each by itself, 64 rows; the last
+  may be padded to fewer, which follows from the prompt's length (``sequences.WIDTHS``);
 - all else goes in batches of ``rows`` rows, padded, and each row is attended by itself.
 Likewise the head of the model always gets ``rows`` rows. Whether that holds here is asked at the
 start (``_is_exact``): the same tokens at other rows of a batch must give the same bits, else the
@@ -45,7 +46,7 @@ from aios.drivers.cores.text.grammar import Grammars, call_schema
 from aios.drivers.cores.text.guesses import Guesses
 from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
-from aios.drivers.cores.transformers.attention import Now, Segment, Step, attach
+from aios.drivers.cores.transformers.attention import Segment, Step, attach
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, bytes_per_token
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
@@ -114,8 +115,7 @@ class Engine:
         self._is_deterministic = deterministic
         self._rows = min(MOST_ROWS, -(-slots // ROW_GROUP) * ROW_GROUP)
         self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._now = Now()
-        attach(model, self._now)
+        self._now = attach(model)
         if deterministic and getattr(model, "_can_set_experts_implementation", bool)():
             model.set_experts_implementation(EXPERTS)
         self._input = model.get_input_embeddings().weight.device
@@ -174,7 +174,7 @@ class Engine:
         """Logits after the rows *keep*, shape (rows kept, vocabulary)."""
         self._now.step = step
         with torch.inference_mode():
-            rows = torch.tensor(keep, device=self._input)
+            rows = torch.tensor(keep, dtype=torch.long, device=self._input)
             logits = self.model(
                 input_ids=torch.tensor([tokens], device=self._input),
                 position_ids=torch.tensor([positions], device=self._input),
@@ -216,7 +216,7 @@ class Engine:
             )
         assert kv.tensors is not None
         step = Step([Segment(kv.tensors, 0, 0, BLOCK)], in_one_piece=True)
-        self._forward(tokens[:BLOCK], range(BLOCK), step, [0])
+        self._forward(tokens[:BLOCK], range(BLOCK), step, [])
         before, after = [0] * first, [0] * (self._rows - PROBE - first)
         step = Step([Segment(kv.tensors, first, BLOCK, PROBE)], in_one_piece=False)
         found = self._forward(
@@ -344,9 +344,9 @@ class Engine:
             if s.grant is None or not self.residency.bring(s):
                 continue  # the room was made of it, or there is none
             if s.chunk:
-                if self.residency.open(s, BLOCK):
+                if self.residency.open(s, s.width):
                     has_computed = True
-                    done += self._pass([_Part(s, s.chunk, [])], BLOCK, in_one_piece=True)
+                    done += self._pass([_Part(s, s.chunk, [])], s.width, in_one_piece=True)
                 continue
             part = self._small_part(s, max(0, self._rows - left))
             if part is None:
@@ -415,7 +415,7 @@ class Engine:
         padding = max(0, width - len(tokens))
         tokens += [0] * padding
         positions += [0] * padding
-        head = self._rows if self._is_deterministic and wanted else 1
+        head = self._rows if self._is_deterministic and wanted else 0
         keep = wanted + [0] * (head - len(wanted))
         logits = self._forward(tokens, positions, Step(segments, in_one_piece=in_one_piece), keep)
         rows = dict(zip(wanted, _numpy(logits[: len(wanted)]), strict=True))
