@@ -114,7 +114,11 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self._is_deterministic = deterministic
         self._rows = min(MOST_ROWS, -(-slots // ROW_GROUP) * ROW_GROUP)
-        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # over several devices the hooks of accelerate move what is passed to the first one, which
+        # need not be where the rows are to be kept: then the head computes all of them
+        devices = set(getattr(model, "hf_device_map", {"": 0}).values())
+        takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keeps_rows = takes_rows and len(devices) == 1
         self._now = attach(model)
         if deterministic and getattr(model, "_can_set_experts_implementation", bool)():
             model.set_experts_implementation(EXPERTS)
@@ -131,7 +135,11 @@ class Engine:
         self.abilities = Abilities(
             name, slots, min(window, total), cells=total, exact_snapshots=is_exact
         )
-        self._vocabulary = from_tokenizer(tokenizer, eos_token=self._ends() or None)
+        # a model may have logits for more than there are, to round their number up
+        self._known = max(tokenizer.get_vocab().values()) + 1
+        self._vocabulary = from_tokenizer(
+            tokenizer, n_vocab=self._known, eos_token=self._ends() or None
+        )
         self._grammars = Grammars(self._vocabulary)
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         self._bos = (bos, tokenizer.bos_token_id)
@@ -418,7 +426,8 @@ class Engine:
         head = self._rows if self._is_deterministic and wanted else 0
         keep = wanted + [0] * (head - len(wanted))
         logits = self._forward(tokens, positions, Step(segments, in_one_piece=in_one_piece), keep)
-        rows = dict(zip(wanted, _numpy(logits[: len(wanted)]), strict=True))
+        found = _numpy(logits[: len(wanted), : self._known])
+        rows = dict(zip(wanted, found, strict=True))
         return [done for part in parts for done in self._take(part, rows)]
 
     def _take(self, part: _Part, rows: dict[int, Logits]) -> list[Done]:
@@ -521,10 +530,10 @@ class Engine:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _piece(self, token: int) -> bytes:
-        """What a token says; nothing if it is a control token, or no token at all."""
+        """What a token says; nothing if it is a control token."""
         piece = self._pieces.get(token)
         if piece is None:
-            is_text = token < self._vocabulary.vocab_size and token not in self._control
+            is_text = token not in self._control
             piece = self._vocabulary.decode_bytes([token]) if is_text else b""
             self._pieces[token] = piece
         return piece

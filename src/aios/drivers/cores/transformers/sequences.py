@@ -91,10 +91,6 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def is_prefilling(self) -> bool:
-        return self.computed < len(self.tokens)
-
-    @property
     def chunk(self) -> int:
         """How many tokens of its prompt are computed next as a chunk; 0 if none are."""
         left = len(self.tokens) - self.computed
