@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from aios.drivers.cores.transformers.core import TransformersCore
 from aios.drivers.cores.transformers.start import load
 from aios.errors import InvalidCall, SetupError
 from aios.ports import Prompt, Slice
-from tests.machine.tiny_models import KINDS, Rig, engine, make, prompt
+from tests.machine.tiny_models import (
+    KINDS,
+    Rig,
+    bytes_alone,
+    engine,
+    make,
+    prompt,
+    sentence_pieces,
+)
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -215,13 +223,20 @@ def test_a_snapshot_of_other_weights_is_refused(folder: Path, tmp_path: Path) ->
         other.thaw(1, tmp_path / "frozen")
 
 
-def test_pieces_say_what_the_tokenizer_says(folder: Path) -> None:
-    found = engine(folder)
-    text = "Grüße, 世界 🦜"
+@pytest.mark.parametrize("family", [bytes_alone, sentence_pieces])
+def test_pieces_say_what_the_tokenizer_says(family: Callable[[], Any], tmp_path: Path) -> None:
+    tokenizer = family()
+    found = engine(make(tmp_path, "gemma", tokenizer, vocab_size=320))  # and logits for more
+    text = "grüße, 世界 ab a cab 🦜"
     tokens = found.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(found._piece(t) for t in tokens) == text.encode()
-    assert [found._piece(t) for t in (256, 257, 258)] == [b"", b"", b""]
-    assert found._text(257) == "<|end|>"
+    assert b"".join(found._piece(token) for token in tokens) == text.encode()
+    ends = tokenizer.convert_tokens_to_ids(["<|start|>", "<|end|>"])
+    assert [found._piece(token) for token in ends] == [b"", b""]
+    assert [found._text(token) for token in ends] == ["<|start|>", "<|end|>"]
+    rig = Rig(found)
+    found.admit(1, prompt(1, 20, temperature=50.0, new=40))
+    rig.finish(1)
+    assert max(rig.made[1]) < len(tokenizer)
 
 
 # --- a hub ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from aios.abi.messages import Message, Sampling
 from aios.drivers.cores.transformers.engine import Engine
@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
 Bits = list[tuple[int, bytes]]  # of each choice: the position and the logits
 
 
-def make(folder: Path, kind: str, **sizes: Any) -> Path:
+def make(folder: Path, kind: str, tokenizer: Any = None, **sizes: Any) -> Path:
     """A model of a kind in a folder."""
     config = transformers.AutoConfig.for_model(kind, **(SIZES | KINDS.get(kind, {}) | sizes))
     torch.manual_seed(11)
@@ -61,11 +61,11 @@ def make(folder: Path, kind: str, **sizes: Any) -> Path:
             if weights.ndim > 1:  # as drawn they are so small that a model says the same to all
                 weights.normal_(0, 0.25)
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    (tokenizer or bytes_alone()).save_pretrained(folder)
     return folder
 
 
-def tokenizer() -> Any:
+def bytes_alone() -> Any:
     letters = pre_tokenizers.ByteLevel.alphabet()
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(letters))}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -76,6 +76,23 @@ def tokenizer() -> Any:
     )
     found.chat_template = TEMPLATE
     return found
+
+
+def sentence_pieces() -> Any:
+    """Of the other family: spaces are written as a mark, what is not known is spelt in bytes."""
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "ab"]
+    pieces = [*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("a", "b")]
+    backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_special_tokens([*CONTROL])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=CONTROL[0], eos_token=CONTROL[1], pad_token=CONTROL[2]
+    )
 
 
 def prompt(number: int, length: int, *, new: int = 12, **fields: Any) -> Prompt:

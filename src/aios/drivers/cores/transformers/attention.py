@@ -56,11 +56,14 @@ class Now:
         self.layout: Layout = {}
 
 
-def attach(model: Any, now: Now) -> None:
-    """Let every attention of the model know where to look."""
+def attach(model: Any) -> Now:
+    """Let every attention of the model know where to look; engines of one model share that."""
+    now: Now = getattr(model, "aios_now", None) or Now()
+    model.aios_now = now
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             module.aios_now = now
+    return now
 
 
 def attend(

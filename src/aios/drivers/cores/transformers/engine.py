@@ -11,8 +11,9 @@ Exactness. The same prompt and sampling give the same bits alone, batched, preem
 recomputed and restored, because each position is always computed by the same arithmetic. The bits
 of a matrix product depend on its number of rows (on how many are left over by the four or eight
 that a kernel takes at once, on how many threads share them), but in a product of one shape not on
-which row it is and what the other rows are. So there are two shapes only:
-- a prompt is computed in chunks of 64 on a grid of 64 positions, each by itself, 64 rows;
+which row it is and what the other rows are. So there are few shapes:
+- a prompt is computed in chunks of 64 on a grid of 64 positions, each by itself, 64 rows; the last
+  may be padded to fewer, which follows from the prompt's length (``sequences.WIDTHS``);
 - all else goes in batches of ``rows`` rows, padded, and each row is attended by itself.
 Likewise the head of the model always gets ``rows`` rows. Whether that holds here is asked at the
 start (``_is_exact``): the same tokens at other rows of a batch must give the same bits, else the
@@ -45,7 +46,7 @@ from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
 from aios.drivers.cores.text.guesses import Guesses
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
 from aios.drivers.cores.text.template import Template
-from aios.drivers.cores.transformers.attention import Now, Segment, Step, attach
+from aios.drivers.cores.transformers.attention import Segment, Step, attach
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, bytes_per_token
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
@@ -113,9 +114,12 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self._is_deterministic = deterministic
         self._rows = min(MOST_ROWS, -(-slots // ROW_GROUP) * ROW_GROUP)
-        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._now = Now()
-        attach(model, self._now)
+        # over several devices the hooks of accelerate move what is passed to the first one, which
+        # need not be where the rows are to be kept: then the head computes all of them
+        devices = set(getattr(model, "hf_device_map", {"": 0}).values())
+        takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keeps_rows = takes_rows and len(devices) == 1
+        self._now = attach(model)
         if deterministic and getattr(model, "_can_set_experts_implementation", bool)():
             model.set_experts_implementation(EXPERTS)
         self._input = model.get_input_embeddings().weight.device
@@ -131,7 +135,11 @@ class Engine:
         self.abilities = Abilities(
             name, slots, min(window, total), cells=total, exact_snapshots=is_exact
         )
-        self._vocabulary = from_tokenizer(tokenizer, eos_token=self._ends() or None)
+        # a model may have logits for more than there are, to round their number up
+        self._known = max(tokenizer.get_vocab().values()) + 1
+        self._vocabulary = from_tokenizer(
+            tokenizer, n_vocab=self._known, eos_token=self._ends() or None
+        )
         self._grammars = Grammars(self._vocabulary)
         bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         self._bos = (bos, tokenizer.bos_token_id)
@@ -174,7 +182,7 @@ class Engine:
         """Logits after the rows *keep*, shape (rows kept, vocabulary)."""
         self._now.step = step
         with torch.inference_mode():
-            rows = torch.tensor(keep, device=self._input)
+            rows = torch.tensor(keep, dtype=torch.long, device=self._input)
             logits = self.model(
                 input_ids=torch.tensor([tokens], device=self._input),
                 position_ids=torch.tensor([positions], device=self._input),
@@ -216,7 +224,7 @@ class Engine:
             )
         assert kv.tensors is not None
         step = Step([Segment(kv.tensors, 0, 0, BLOCK)], in_one_piece=True)
-        self._forward(tokens[:BLOCK], range(BLOCK), step, [0])
+        self._forward(tokens[:BLOCK], range(BLOCK), step, [])
         before, after = [0] * first, [0] * (self._rows - PROBE - first)
         step = Step([Segment(kv.tensors, first, BLOCK, PROBE)], in_one_piece=False)
         found = self._forward(
@@ -352,9 +360,9 @@ class Engine:
             if s.grant is None or not self.residency.bring(s):
                 continue  # the room was made of it, or there is none
             if s.chunk:
-                if self.residency.open(s, BLOCK):
+                if self.residency.open(s, s.width):
                     has_computed = True
-                    done += self._pass([_Part(s, s.chunk, [])], BLOCK, in_one_piece=True)
+                    done += self._pass([_Part(s, s.chunk, [])], s.width, in_one_piece=True)
                 continue
             part = self._small_part(s, max(0, self._rows - left))
             if part is None:
@@ -423,10 +431,11 @@ class Engine:
         padding = max(0, width - len(tokens))
         tokens += [0] * padding
         positions += [0] * padding
-        head = self._rows if self._is_deterministic and wanted else 1
+        head = self._rows if self._is_deterministic and wanted else 0
         keep = wanted + [0] * (head - len(wanted))
         logits = self._forward(tokens, positions, Step(segments, in_one_piece=in_one_piece), keep)
-        rows = dict(zip(wanted, _numpy(logits[: len(wanted)]), strict=True))
+        found = _numpy(logits[: len(wanted), : self._known])
+        rows = dict(zip(wanted, found, strict=True))
         return [done for part in parts for done in self._take(part, rows)]
 
     def _take(self, part: _Part, rows: dict[int, Logits]) -> list[Done]:
@@ -527,10 +536,10 @@ class Engine:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _piece(self, token: int) -> bytes:
-        """What a token says; nothing if it is a control token, or no token at all."""
+        """What a token says; nothing if it is a control token."""
         piece = self._pieces.get(token)
         if piece is None:
-            is_text = token < self._vocabulary.vocab_size and token not in self._control
+            is_text = token not in self._control
             piece = self._vocabulary.decode_bytes([token]) if is_text else b""
             self._pieces[token] = piece
         return piece

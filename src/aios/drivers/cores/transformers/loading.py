@@ -171,7 +171,7 @@ def _check_size(wanted: Wanted, config: Any, place: dict[str, Any]) -> None:
     """Refuse weights that the devices cannot hold, before any is read."""
     dtype = _dtype(wanted.dtype)
     if dtype == "auto":
-        dtype = config.dtype or torch.float32
+        dtype = config.dtype or config.get_text_config().dtype or torch.float32
     with accelerate.init_empty_weights():
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()

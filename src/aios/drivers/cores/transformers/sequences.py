@@ -8,8 +8,8 @@ All that a forward pass needs is in ``kv``, of which a second one with the same 
 nothing (``Cells.share``); states that go on from one point, as of beams, are several of these.
 
 How a position is computed follows from its number and the prompt's length: full chunks of 64 on the
-grid; what is left of the prompt likewise, padded, if it is longer than TAIL; else as tokens made
-are, row by row.
+grid; what is left of the prompt likewise, padded to one of WIDTHS, if it is longer than TAIL; else
+as tokens made are, row by row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from aios.drivers.cores.transformers.cells import BLOCK, Kv
 from aios.drivers.cores.transformers.prefixes import keys_of
 from aios.ports import Prompt
 
-TAIL = 16  # a padded chunk takes as long as some three small batches of 8
+TAIL = 8  # a small batch takes others along, but computes twice as long a row as a chunk of 16
+WIDTHS = (16, 32, BLOCK)
 
 
 class Image:
@@ -90,15 +91,16 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def is_prefilling(self) -> bool:
-        return self.computed < len(self.tokens)
-
-    @property
     def chunk(self) -> int:
         """How many tokens of its prompt are computed next as a chunk; 0 if none are."""
         left = len(self.tokens) - self.computed
         on_grid = self.computed % BLOCK == 0
         return min(left, BLOCK) if left >= BLOCK or (on_grid and left > TAIL) else 0
+
+    @property
+    def width(self) -> int:
+        """To how many rows that chunk is padded."""
+        return next(width for width in WIDTHS if self.chunk <= width)
 
     @property
     def occupied(self) -> int:
