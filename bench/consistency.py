@@ -4,6 +4,8 @@ The paper's consistency experiment (arXiv 2403.16971v1), sharper: instead of fin
 every message of every model call is compared (role, content and tool calls), at temperature 0, on
 a real daemon with the embedded model. Each of 12 requests runs alone, with two others, and with
 eleven others; two slots, a quantum of 4 tokens and few cells make the kernel preempt and page out.
+
+With ``--core transformers`` the same on the same weights run by transformers, on the CPU.
 """
 
 from __future__ import annotations
@@ -43,11 +45,27 @@ RUNS = [(name, REQUESTS[name][n]) for n in range(4) for name in REQUESTS]
 Said = list[tuple[Any, Any]]
 
 
-def run() -> dict[str, Any]:
-    ModelStore(Paths.find().models).ensure(Core().model)
+TRANSFORMERS = """
+[core]
+model = "transformers"
+[cores.transformers]
+kind = "transformers"
+model = "{folder}"
+gguf_file = "{file}"
+device = "cpu"
+"""
+
+
+def run(*options: str) -> dict[str, Any]:
+    file = ModelStore(Paths.find().models).ensure(Core().model).path
+    config, core = "", "embedded"
+    if options:
+        if options != ("--core", "transformers"):
+            raise SystemExit(f"{' '.join(options)}: the one option is --core transformers")
+        config, core = TRANSFORMERS.format(folder=file.parent, file=file.name), "transformers"
     # so few that the kernel must preempt and page out
-    with daemon(core_slots=2, core_cells=1024, scheduler_quantum=4) as started:
-        return asyncio.run(_measure(started.socket, started.key))
+    with daemon(config, core_slots=2, core_cells=1024, scheduler_quantum=4) as started:
+        return {"core": core, **asyncio.run(_measure(started.socket, started.key))}
 
 
 async def _measure(url: str, key: str) -> dict[str, Any]:

@@ -29,8 +29,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(**settings: object) -> Iterator[Daemon]:
-    """Start one with these settings (``core_slots=8``) and stop it at the end of the block."""
+def daemon(config: str = "", /, **settings: object) -> Iterator[Daemon]:
+    """Start one with these settings (``core_slots=8``) and stop it at the end of the block.
+
+    *config* is the text of its config.toml.
+    """
     with tempfile.TemporaryDirectory(prefix="aios-bench-") as folder:
         home = Path(folder)
         environment = {
@@ -39,6 +42,9 @@ def daemon(**settings: object) -> Iterator[Daemon]:
             "AIOS_MODELS": str(Paths.find().models),
             **{f"AIOS_{name.upper()}": str(value) for name, value in settings.items()},
         }
+        if config:
+            (home / "config").mkdir()
+            (home / "config" / "config.toml").write_text(config)
         process = subprocess.Popen(
             [sys.executable, "-m", "aios.server.daemon", "--port", "0"], env=environment
         )
