@@ -63,7 +63,8 @@ class Abilities(Struct, frozen=True):
     slots is how many sequences may hold a slice at once; context_tokens the model's window; cells
     the KV pool in tokens (0: not our business); exact_snapshots that a restored or recomputed
     sequence gives the same bits; preemptible that it can stop between tokens and go on from there
-    (else a sequence that has begun keeps its slot to its end).
+    (else a sequence that has begun keeps its slot to its end); beams how many hypotheses a beam
+    search may keep (1: it does none).
     """
 
     model: str
@@ -73,6 +74,7 @@ class Abilities(Struct, frozen=True):
     preemptible: bool = True
     exact_snapshots: bool = True
     constrained_output: bool = True
+    beams: int = 1
 
 
 class Admitted(Struct, frozen=True):
@@ -109,6 +111,10 @@ class SliceResult(Struct, frozen=True):
     then tool_calls holds what the model asks for; cells is what it occupies now in the KV pool.
     A core that is told no ids gives UNKNOWN for each token. At the end such a core says in spent
     what its server says that the generation took, where that is not what was counted here.
+
+    A beam search computes a token for each of its hypotheses, and tokens has them all, each a
+    number with the hypothesis it continues: what admit needs to take the same choices again. A step
+    that is more than the grant is handed out over several slices.
     """
 
     prefilled: int = 0

@@ -112,8 +112,9 @@ class ScriptedCore:
 
     A token is a word with the space before it. *script* is a function of the prompt, or texts that
     are given in the order of admission (the last one again when they run out). A schema is answered
-    with its smallest example, a forced tool call likewise. With *gated* every slice waits for
-    ``step``. ``crash`` does what a dying worker does.
+    with its smallest example, a forced tool call likewise. It is sure of every token, so a beam
+    search has one hypothesis, which costs what the plain answer does. With *gated* every slice
+    waits for ``step``. ``crash`` does what a dying worker does.
     """
 
     def __init__(
@@ -125,8 +126,11 @@ class ScriptedCore:
         context_tokens: int = 8192,
         chunk: int = 0,
         gated: bool = False,
+        beams: int = 16,
     ) -> None:
-        self.abilities = Abilities(model=model, slots=slots, context_tokens=context_tokens)
+        self.abilities = Abilities(
+            model=model, slots=slots, context_tokens=context_tokens, beams=beams
+        )
         self._script, self._chunk = script, chunk
         self._gate = asyncio.Semaphore(0) if gated else None
         self._sequences: dict[int, _Sequence] = {}

@@ -238,6 +238,55 @@ async def test_a_stop_text_ends_the_answer_before_it(core: Core) -> None:
     assert reason == "stop"
 
 
+SEARCH = prompt(sampling=Sampling(seed=7, max_tokens=16, beams=4))
+
+
+async def test_a_beam_search_does_not_depend_on_what_happens_to_it(
+    core: Core, tmp_path: Path
+) -> None:
+    if core.abilities.beams < 4:
+        pytest.skip("this core does no beam search")
+    expected = await whole(core, SEARCH)
+    admitted = await core.admit(SEARCH)
+    sequence, made, said, reason = admitted.sequence, [], "", None
+    path = str(tmp_path / "search")
+    while reason is None:
+        result = await core.run(sequence, Slice(3))
+        assert len(result.tokens) <= 3
+        made += result.tokens
+        said += result.text
+        reason = result.finish_reason
+        await core.page_out(sequence)
+        if reason is None and len(made) % 2:
+            await core.freeze(sequence, path)
+            await core.release(sequence)
+            sequence = (await core.thaw(path)).sequence
+        elif reason is None and result.tokens:
+            await core.release(sequence)
+            sequence = (await core.admit(SEARCH, made, said)).sequence
+    assert (said, made, reason) == expected
+    await core.release(sequence)
+    assert (await core.residency()).cells_used == 0
+
+
+async def test_one_beam_is_greedy(core: Core) -> None:
+    greedy = await whole(core, prompt())
+    assert greedy == await whole(core, prompt(sampling=Sampling(seed=7, max_tokens=16, beams=1)))
+
+
+async def test_what_a_beam_search_shows_is_a_prefix_of_its_answer(core: Core) -> None:
+    if core.abilities.beams < 4:
+        pytest.skip("this core does no beam search")
+    text, _, _ = await whole(core, SEARCH)
+    fork = (await core.admit(SEARCH)).sequence
+    said = ""
+    for _ in range(5):
+        result = await core.run(fork, Slice(8))
+        said += result.text
+        assert text.startswith(said)
+    await core.release(fork)
+
+
 async def test_a_schema_is_kept(core: Core) -> None:
     schema = {
         "type": "object",

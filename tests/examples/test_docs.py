@@ -21,6 +21,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/howto/snapshots.md",
+    "docs/howto/beams.md",
     "docs/howto/secrets.md",
     "docs/howto/memory.md",
     "docs/howto/files.md",

@@ -19,7 +19,9 @@ from aios.errors import (
 )
 from aios.kernel.table import SYSTEM_CALLS
 from aios.kernel.trace import check_ends
-from aios.testing import FakeClock, ScriptedCore, TestKernel, machine, settle, user
+from aios.testing import FakeClock, ScriptedCore, ScriptedCores, TestKernel, machine, settle, user
+
+BEAMS = {"plain": 1, "narrow": 3, "wide": 16}  # what each of three cores keeps
 
 
 async def trace_of(kernel: TestKernel, pid: int) -> list[ev.Event]:
@@ -36,6 +38,28 @@ async def child(kernel: TestKernel, **fields: object) -> int:
 
 def test_every_call_of_the_abi_is_in_the_table() -> None:
     assert set(SYSTEM_CALLS) == set(abi.CALLS.values())
+
+
+async def test_a_core_that_keeps_fewer_beams_says_who_keeps_enough() -> None:
+    cores = [ScriptedCore(["yes"], model=name, beams=beams) for name, beams in BEAMS.items()]
+    async with machine(cores=ScriptedCores(*cores)) as kernel:
+        pid = await child(kernel)
+
+        async def search(model: str, beams: int) -> str:
+            call = abi.Generate(messages=user("x"), model=model, sampling=Sampling(beams=beams))
+            reply = await kernel.trap(pid, call)
+            assert isinstance(reply, abi.Generation)
+            return reply.message.content
+
+        with pytest.raises(InvalidCall) as refused:
+            await search("plain", 2)
+        assert refused.value.message == (
+            "plain does no beam search; of the models that run here, none can."
+        )
+        assert await search("wide", 16) == "yes"
+        assert await search("plain", 1) == "yes"
+        with pytest.raises(InvalidCall, match="narrow keeps at most 3 beams, not 4; .* wide can"):
+            await search("narrow", 4)
 
 
 async def test_a_generation_leaves_this_trace() -> None:
@@ -121,6 +145,26 @@ async def test_a_failed_generation_leaves_its_context_alone() -> None:
             abi.Generate(messages=user("x"), sampling=Sampling(seed=-(10**30))),
             InvalidCall,
             f"seed is -{10**30}",
+        ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(beams=17)),
+            InvalidCall,
+            "beams must be 1 (off) to 16, not 17",
+        ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(length_penalty=float("nan"))),
+            InvalidCall,
+            "length_penalty must be -8 to 8, not nan",
+        ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(beams=4, temperature=0.5)),
+            InvalidCall,
+            "temperature must be 0, not 0.5",
+        ),
+        (
+            abi.Generate(messages=user("x"), sampling=Sampling(beams=4, logprobs=0)),
+            InvalidCall,
+            "a beam search gives no logprobs",
         ),
         (abi.Generate(messages=user("x"), timeout_s=-1), InvalidCall, "timeout_s is -1"),
         (abi.Generate(messages=user("x"), model="gpt-9"), NotFound, "no model named 'gpt-9'"),

@@ -21,7 +21,8 @@ MOST = 12  # sequences at once: more than the cells hold
 def asked(dice: random.Random) -> Prompt:
     shared = "the same beginning of every prompt " * dice.choice((2, 12, 30))
     own = " ".join(str(dice.randrange(1000)) for _ in range(dice.choice((1, 30, 60))))
-    sampling = Sampling(max_tokens=dice.choice((2, 90)), seed=1, ignore_end=True)
+    beams = dice.choice((1, 1, 3))
+    sampling = Sampling(max_tokens=dice.choice((2, 90)), seed=1, ignore_end=True, beams=beams)
     return Prompt((Message("user", shared + own),), sampling)
 
 

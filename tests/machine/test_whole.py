@@ -114,6 +114,49 @@ async def test_suspended_mid_sentence_and_continued_on_the_same_token(core: Llam
         await sound(kernel)
 
 
+async def test_a_beam_search_is_suspended_killed_frozen_and_restored(
+    core: LlamaCore, tmp_path: Path
+) -> None:
+    """The paper's figure 4, with the worker's death on top."""
+    search = abi.Generate(
+        messages=user("Write one line about the sea."),
+        context=None,
+        sampling=Sampling(max_tokens=24, beams=4),
+    )
+    async with machine(core=core, snapshots=tmp_path) as kernel:
+        login = kernel.identify(kernel.user_key)
+        await kernel.trap(login, abi.SetScheduler(quantum=7))  # not whole steps
+        expected = await kernel.trap(login, search)
+        assert isinstance(expected, abi.Generation)
+        spawned = await kernel.trap(login, abi.SpawnAgent(program="writer"))
+        assert isinstance(spawned, abi.Spawned)
+        pid = kernel.identify(str(spawned.key))
+        shown = Shown()
+        task = asyncio.ensure_future(kernel.trap(pid, search, shown))
+        await shown.some.wait()
+        await kernel.trap(login, abi.SuspendAgent(aid=pid))
+        snapshot = await kernel.trap(login, abi.GenSnapshot(aid=pid))
+        assert isinstance(snapshot, abi.Snapshot)
+        made = kernel.processes.find(pid).usage.completion_tokens
+        assert 0 < made < expected.usage.completion_tokens
+        await texts(kernel, core)  # others use the core meanwhile, and it dies under them
+        await kernel.trap(login, abi.ResumeAgent(aid=pid))
+        reply = await task
+        assert isinstance(reply, abi.Generation)
+        assert core.restarts == 1
+        assert "".join(shown.parts) == reply.message.content
+        restored = await kernel.trap(login, abi.GenRestore(snapshot=snapshot.snapshot))
+        assert isinstance(restored, abi.Generation)
+        for other in (reply, restored):
+            assert (other.message, other.finish_reason) == (
+                expected.message,
+                expected.finish_reason,
+            )
+            assert other.usage.completion_tokens == expected.usage.completion_tokens
+        assert expected.usage.completion_tokens > 24
+        await sound(kernel)
+
+
 async def test_a_snapshot_goes_on_elsewhere_and_a_damaged_one_is_refused(
     core: LlamaCore, tmp_path: Path
 ) -> None:

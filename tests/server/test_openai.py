@@ -145,6 +145,17 @@ async def test_logprobs(client: AsyncOpenAI) -> None:
     assert bytes(tokens[0].bytes or []) == b"You"
 
 
+async def test_beams_are_our_extension(site: Site, client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model="scripted", messages=HELLO, extra_body={"beams": 4, "length_penalty": 0.5}
+    )
+    assert answer.choices[0].message.content == "You said: hello you"
+    with pytest.raises(openai.BadRequestError, match="temperature must be 0, not 0.7"):
+        await client.chat.completions.create(
+            model="scripted", messages=HELLO, temperature=0.7, extra_body={"beams": 4}
+        )
+
+
 async def test_several_choices(client: AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(model="scripted", messages=HELLO, n=3, seed=7)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
@@ -240,6 +251,9 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"top_logprobs": 2}, "logprobs"),
     ({"seed": 2**70}, "seed"),
+    ({"beams": 0}, "beams"),
+    ({"beams": 17}, "beams"),
+    ({"length_penalty": 9}, "length_penalty"),
     ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name"),
     ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, None),
     ({"tools": [{"type": "custom", "custom": {}}]}, None),

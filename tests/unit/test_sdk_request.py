@@ -43,6 +43,11 @@ def test_text_options_and_sampling() -> None:
     )
 
 
+def test_a_beam_search_is_asked_for_by_two_options() -> None:
+    call = build("Hi", (), {"beams": 4, "length_penalty": 0.5}).call
+    assert call.sampling == Sampling(beams=4, length_penalty=0.5)
+
+
 def test_messages_as_dicts() -> None:
     said = [{"role": "user", "content": "a"}, Message(role="assistant", content="b")]
     assert build(said, (), {}).call.messages == (

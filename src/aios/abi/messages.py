@@ -46,6 +46,12 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     window leaves; logprobs is how many alternatives to report for each token (None: none at all,
     0: only the chosen one); ignore_end keeps going past the end-of-text token (benchmarks); drawn
     says that the kernel chose the seed.
+
+    beams (1: off) is how many hypotheses a beam search keeps; the answer is the best one's text, by
+    sum of log probabilities / length ** length_penalty. It needs temperature 0 and gives no
+    logprobs. Every hypothesis's tokens cost: they count as made, against budgets and in usage;
+    max_tokens is the length of each. Text is shown as far as all hypotheses agree, the rest at the
+    end.
     """
 
     temperature: float = 0.0
@@ -58,6 +64,8 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     ignore_end: bool = False
     drawn: bool = False
+    beams: int = 1
+    length_penalty: float = 1.0
 
 
 class TokenLogprob(Struct, frozen=True):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from aios.kernel.scheduler import Scheduler
 
 LARGEST = 2**63 - 1  # of a number in a prompt: what every core's wire can carry
+MOST_BEAMS = 16  # of a search, whatever its core: a journaled choice names one in 4 bits
 LOST_IN_A_ROW = 3  # crashes of a core without one token between: then the call fails
 
 
@@ -107,6 +108,17 @@ def validate(prompt: Prompt) -> None:
             raise InvalidCall(f"{name} is {value}: give a number of at most 64 bits.")
     if s.logprobs is not None and not 0 <= s.logprobs <= 20:
         raise InvalidCall(f"logprobs must be 0 to 20 alternatives, not {s.logprobs}.")
+    if not 1 <= s.beams <= MOST_BEAMS:
+        raise InvalidCall(f"beams must be 1 (off) to {MOST_BEAMS}, not {s.beams}.")
+    if not -8 <= s.length_penalty <= 8:
+        raise InvalidCall(f"length_penalty must be -8 to 8, not {s.length_penalty}.")
+    if s.beams > 1 and s.temperature > 0:
+        raise InvalidCall(
+            f"a search with {s.beams} beams draws nothing: temperature must be 0, not "
+            f"{s.temperature}."
+        )
+    if s.beams > 1 and s.logprobs is not None:
+        raise InvalidCall("a beam search gives no logprobs: leave out beams or logprobs.")
     if len(s.stop) > 16 or not all(s.stop):
         raise InvalidCall("stop takes up to 16 texts, none of them empty.")
     if prompt.tool_choice not in ("auto", "none", "required") and prompt.tool_choice not in {
@@ -117,6 +129,19 @@ def validate(prompt: Prompt) -> None:
         )
     if prompt.tool_choice == "required" and not prompt.tools:
         raise InvalidCall("tool_choice is required, but no tools are given.")
+
+
+def check_beams(kernel: Kernel, scheduler: Scheduler, prompt: Prompt) -> None:
+    """InvalidCall if its core does not keep so many hypotheses."""
+    wanted, most = prompt.sampling.beams, scheduler.core.abilities.beams
+    if wanted <= most:
+        return
+    able = [name for name, s in kernel.schedulers.items() if s.core.abilities.beams >= wanted]
+    says = f"keeps at most {most} beams, not {wanted}" if most > 1 else "does no beam search"
+    raise InvalidCall(
+        f"{scheduler.name} {says}; of the models that run here, "
+        f"{', '.join(sorted(able)) or 'none'} can."
+    )
 
 
 async def run(
@@ -130,6 +155,7 @@ async def run(
 
     What an earlier life of its program had made of it is not made again.
     """
+    check_beams(kernel, scheduler, progress.prompt)
     process = call.process
     if call.made is not None and call.made.details:
         progress.go_on(call.made)

@@ -43,6 +43,8 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     ignore_end: bool
+    beams: int
+    length_penalty: float
 
 
 class Request(NamedTuple):

@@ -77,7 +77,8 @@ class StreamOptions(Struct, frozen=True):
 
 
 class ChatRequest(Struct, frozen=True):
-    """``POST /v1/chat/completions``; top_k, min_p and ignore_eos are other servers' extensions."""
+    """``POST /v1/chat/completions``; top_k, min_p, ignore_eos and length_penalty are other servers'
+    extensions, beams is ours (with it the temperature is 0 where none is given)."""
 
     model: Annotated[str, Meta(min_length=1, max_length=500)]
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
@@ -100,6 +101,8 @@ class ChatRequest(Struct, frozen=True):
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     ignore_eos: bool | None = None
+    beams: Annotated[int, Meta(ge=1, le=16)] | None = None
+    length_penalty: Annotated[float, Meta(ge=-8, le=8)] | None = None
 
 
 # --- the answer -----------------------------------------------------------------------------------

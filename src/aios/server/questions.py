@@ -63,6 +63,7 @@ def generate(request: ChatRequest) -> Generate:
     if "" in stop:
         raise BadField("stop holds an empty string: give strings of one character or more.", "stop")
     tools = _tools(request)
+    beams = request.beams or 1
     greedy = request.top_p == 0  # nothing but the likeliest token
     return Generate(
         context=None,
@@ -72,7 +73,7 @@ def generate(request: ChatRequest) -> Generate:
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request.response_format),
         sampling=Sampling(
-            temperature=_or(request.temperature, 1.0),
+            temperature=_or(request.temperature, 0.0 if beams > 1 else 1.0),
             top_k=1 if greedy else max(0, request.top_k or 0),  # -1 is what vLLM calls off
             top_p=1.0 if greedy else _or(request.top_p, 1.0),
             min_p=_or(request.min_p, 0.0),
@@ -81,6 +82,8 @@ def generate(request: ChatRequest) -> Generate:
             stop=stop,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             ignore_end=bool(request.ignore_eos),
+            beams=beams,
+            length_penalty=_or(request.length_penalty, 1.0),
         ),
     )
 

@@ -1,8 +1,10 @@
 """Snapshot files: one sequence, exactly as it was between two slices.
 
     MAGIC  8 bytes      then VERSION, header length, KV length as little-endian uint64
-    header              MessagePack: the model's id, prompt, tokens, made tokens, computed
-    KV                  the engine's own state of the first ``computed`` positions; may be empty
+    header              MessagePack: the model's id, prompt, tokens, made tokens, computed, and of a
+                        beam search the whole tree, with what each part of the KV is
+    KV                  the engine's own state of the first ``computed`` positions; may be empty;
+                        then, of a beam search, that of each run of nodes
     checksum            BLAKE2b of all before, 32 bytes
 
 There are no pending logits, sampler state or grammar state to keep: the last made token is fed
@@ -23,6 +25,7 @@ import numpy as np
 from msgspec import Struct
 
 from aios.drivers.cores.kept.disk import Bytes
+from aios.drivers.cores.text.searches import Kept
 from aios.errors import InvalidCall, StoreFailed
 from aios.ports import Prompt
 
@@ -32,13 +35,24 @@ HEAD = struct.Struct("<8sQQQ")
 CHECKSUM = 32
 
 
+class Part(Struct, frozen=True):
+    """A run of a beam search's nodes in a KV state: what it takes there, in bytes."""
+
+    nodes: tuple[int, ...]
+    bytes: int
+
+
 class Snapshot(Struct, frozen=True):
+    """parts are what the KV holds after the first *computed* positions."""
+
     prompt: Prompt
     tokens: tuple[int, ...]
     made: tuple[int, ...]
     max_tokens: int
     computed: int
     kv: Bytes
+    parts: tuple[Part, ...] = ()
+    search: Kept | None = None
 
 
 class _Header(Struct, frozen=True):
@@ -48,13 +62,15 @@ class _Header(Struct, frozen=True):
     made: tuple[int, ...]
     max_tokens: int
     computed: int
+    parts: tuple[Part, ...] = ()
+    search: Kept | None = None
 
 
 def write(path: Path, model: str, snapshot: Snapshot) -> int:
     """Write it atomically and durably; its size in bytes."""
     s = snapshot
     header = msgspec.msgpack.encode(
-        _Header(model, s.prompt, s.tokens, s.made, s.max_tokens, s.computed)
+        _Header(model, s.prompt, s.tokens, s.made, s.max_tokens, s.computed, s.parts, s.search)
     )
     parts = [HEAD.pack(MAGIC, VERSION, len(header), s.kv.nbytes), header, s.kv.tobytes()]
     checksum = hashlib.blake2b(digest_size=CHECKSUM)
@@ -108,6 +124,8 @@ def read(path: Path, model: str) -> Snapshot:
         header.max_tokens,
         header.computed,
         np.frombuffer(body[kv_start:], np.uint8),
+        header.parts,
+        header.search,
     )
 
 

@@ -69,6 +69,10 @@ class Cells:
         """How many free blocks there are above block *above*."""
         return self._taken.count(0, above + 1)
 
+    def sole(self, blocks: Iterable[int]) -> int:
+        """How many of these blocks are held once: dropped, they are free."""
+        return sum(self._reserved[block] == 1 for block in blocks)
+
     def reserve(self, above: int) -> int | None:
         """The lowest free block above block *above*, now held once; all its cells are plugged."""
         block = self._taken.find(0, above + 1)

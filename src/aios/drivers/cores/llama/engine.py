@@ -23,7 +23,6 @@ import hashlib
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from itertools import count as counter
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,27 @@ from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept import snapshots
 from aios.drivers.cores.kept.disk import Disk
 from aios.drivers.cores.llama.binding import Context, Model, vocabulary
+from aios.drivers.cores.llama.branches import Branches, Run
 from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.residency import Residency
 from aios.drivers.cores.llama.sequences import Grant, Sequence
 from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.beams import MOST
 from aios.drivers.cores.text.grammar import Grammars, call_schema
 from aios.drivers.cores.text.guesses import Guesses, shared_out
 from aios.drivers.cores.text.sampling import Logits, choose, logprobs, masked
+from aios.drivers.cores.text.searches import Searches
 from aios.drivers.cores.text.template import Template
 from aios.errors import AiosError, ContextOverflow, CoreFailed, InvalidCall
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
 
 SMALL = 63  # tokens in a small batch, at most: one more and attention works in tiles
+NEVER = 1 << 30  # beyond every position
 UNSPLIT_CELLS = 256  # up to this many cells attention looks at fewer than 512
 
 Done = tuple[int, SliceResult | AiosError]
+Row = tuple[int, int, int, int, int]  # cell, token, position, id; the first position wanted
 
 
 class _Part:
@@ -59,6 +63,51 @@ class _Part:
         self.start = s.computed
         self.end = self.start + len(cells)
         self.is_decode = s.pending == 1 and bool(s.made)
+
+    def rows(self) -> list[Row]:
+        s = self.s
+        tokens = [s.token(p) for p in range(self.start, self.end - len(self.guesses))]
+        positions = range(self.start, self.end)
+        return [
+            (cell, token, position, s.id or 0, s.length - 1)
+            for cell, token, position in zip(
+                self.cells, tokens + self.guesses, positions, strict=True
+            )
+        ]
+
+
+class _BranchPart:
+    """What a beam search has in a small batch: a step, or a run whose KV is computed once more."""
+
+    __slots__ = ("branches", "cells", "is_step", "run", "s")
+
+    def __init__(
+        self, s: Sequence, branches: Branches, cells: list[int], run: Run, *, is_step: bool
+    ) -> None:
+        self.s, self.branches, self.cells = s, branches, cells
+        self.run, self.is_step = run, is_step
+
+    def rows(self) -> list[Row]:
+        ids, tokens = self.branches.ids, self.branches.search.tokens
+        first, wanted_from = (None, 0) if self.is_step else (ids[self.run.places[0]], NEVER)
+        return [
+            (
+                cell,
+                tokens[node],
+                self.s.position(node),
+                ids[at] if first is None else first,
+                wanted_from,
+            )
+            for at, (cell, node) in enumerate(zip(self.cells, self.run.nodes, strict=True))
+        ]
+
+
+def _next_run(branches: Branches) -> tuple[Run, bool]:
+    """What a search computes next: what is missing of its KV, else (True) a step."""
+    if missing := branches.missing(SMALL):
+        return missing, False
+    living = tuple(branches.search.living)
+    return Run(living, tuple(range(len(living)))), True
 
 
 class Engine:
@@ -86,13 +135,14 @@ class Engine:
             self._context, blocks, ram_bytes, Disk(disk, disk_bytes), share=share
         )
         window = min(self.model.trained_window, blocks * BLOCK, context_tokens or 1 << 30)
-        self.abilities = Abilities(name, slots, window, cells=blocks * BLOCK)
+        self.abilities = Abilities(name, slots, window, cells=blocks * BLOCK, beams=MOST)
         self._template = Template(
             self.model.chat_template,
             self.model.bos_text,
             self.model.eos_text,
             self.model.control_texts,
         )
+        self._searches = Searches(self._piece, self._is_end)
         self._grammars: Grammars | None = None  # takes a fifth of a second: made when first needed
         self._pieces: dict[int, bytes] = {}
         self._measured: tuple[object, Many[int]] = (None, ())  # the last prompt, and its tokens
@@ -144,6 +194,8 @@ class Engine:
             )
         if wanted is not None and wanted < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
+        if prompt.sampling.beams > MOST:
+            raise InvalidCall(f"beams must be at most {MOST}, not {prompt.sampling.beams}.")
         limit = min(wanted or window, window - len(tokens))
         forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
         names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()
@@ -151,9 +203,12 @@ class Engine:
         matcher = self._matchers().matcher(schema) if schema is not None else None
         answer = Answer(() if forced else prompt.sampling.stop, names, forced=forced)
         s = Sequence(number, prompt, tuple(tokens), limit, answer, matcher)
-        for token in made:
-            self._accept(s, token)
-        s.answer.take()  # has been delivered before
+        if prompt.sampling.beams > 1:
+            s.branches = self._searches.begin(s, Branches, made)
+        else:
+            for token in made:
+                self._accept(s, token)
+            s.answer.take()  # has been delivered before
         self.residency.add(s)
         return Admitted(number, len(tokens), self.residency.cached(s.tokens), limit)
 
@@ -174,6 +229,7 @@ class Engine:
             s.matcher.deep_copy() if s.matcher else None,
         )
         twin.made, twin.reason = [*s.made], s.reason
+        twin.branches = s.branches.copy() if s.branches else None
         self.residency.fork(s, twin)
 
     def thaw(self, number: int, path: Path) -> Admitted:
@@ -182,7 +238,9 @@ class Engine:
         self.admit_tokens(number, snapshot.prompt, snapshot.tokens, snapshot.made)
         s = self._find(number)
         s.max_tokens = min(s.max_tokens, snapshot.max_tokens)
-        self.residency.give_image(s, snapshot.kv, snapshot.computed)
+        if s.branches and snapshot.search:
+            self._searches.revive(s, s.branches, snapshot.search)
+        self.residency.give_image(s, snapshot.kv, snapshot.computed, snapshot.parts)
         return Admitted(number, len(s.tokens), snapshot.computed, s.max_tokens)
 
     # --- slices -----------------------------------------------------------------------------------
@@ -200,7 +258,11 @@ class Engine:
         self.residency.turn += 1
         done, self._ended = self._ended, []
         for s in [*self._granted.values()]:
-            if s.reason or s.is_cancelled:
+            if (
+                s.reason
+                or s.is_cancelled
+                or (s.branches and self._searches.hand_out(s, s.branches))
+            ):
                 done.append(self._end_slice(s))
         self.residency.tidy()
         return done + self._compute()
@@ -209,7 +271,7 @@ class Engine:
         done: list[Done] = []
         small: list[Sequence] = []
         for s in [*self._granted.values()]:
-            if (s.id is None or s.is_prefilling) and not self.residency.bring(s):
+            if not self._is_here(s):
                 continue
             if len(s.tokens) - s.computed < BLOCK:
                 small.append(s)
@@ -222,20 +284,37 @@ class Engine:
             done.append(self._give_up(next(iter(self._granted.values()))))
         return done
 
-    def _batches(self, small: list[Sequence]) -> list[list[_Part]]:
+    def _is_here(self, s: Sequence) -> bool:
+        """Brings what is anywhere of its KV into the cells; False if there is no room now."""
+        is_whole = s.id is not None and not s.is_prefilling and not (s.branches and s.image)
+        if not is_whole and not self.residency.bring(s):
+            return False
+        return s.branches is None or s.is_prefilling or self.residency.spread(s, s.branches)
+
+    def _batches(self, small: list[Sequence]) -> list[list[_Part | _BranchPart]]:
         """What is pending of these, and guesses, in batches that are small enough."""
         wishes = [self._guess(s) for s in small]
-        shares = shared_out(sum(s.pending for s in small), [len(wish) for wish in wishes])
-        batches: list[list[_Part]] = []
+        branching = {
+            s.number: _next_run(s.branches) for s in small if s.branches and not s.is_prefilling
+        }
+        rows = [
+            len(branching[s.number][0].nodes) if s.number in branching else s.pending for s in small
+        ]
+        shares = shared_out(sum(rows), [len(wish) for wish in wishes])
+        batches: list[list[_Part | _BranchPart]] = []
         size = SMALL
-        for s, wish, share in zip(small, wishes, shares, strict=True):
-            count = min(s.pending, SMALL) + share
+        for s, own, wish, share in zip(small, rows, wishes, shares, strict=True):
+            count = min(own, SMALL) + share
             if s.id is None or (cells := self.residency.grow(s, count)) is None:
                 continue  # paged out for one before it, or no room left
             if size + count > SMALL:
                 batches.append([])
                 size = 0
-            batches[-1].append(_Part(s, cells, wish[:share]))
+            if s.branches and s.number in branching:
+                run, is_step = branching[s.number]
+                batches[-1].append(_BranchPart(s, s.branches, cells, run, is_step=is_step))
+            else:
+                batches[-1].append(_Part(s, cells, wish[:share]))
             size += count
         return batches
 
@@ -272,21 +351,9 @@ class Engine:
             s.guesses = Guesses((*s.tokens, *s.made))
         return s.guesses.next(left - 1)
 
-    def _small(self, parts: list[_Part]) -> list[Done]:
+    def _small(self, parts: list[_Part | _BranchPart]) -> list[Done]:
         """Compute a batch of everything small, in the order of cells, and sample."""
-        rows: list[tuple[int, int, int, int, int]] = []
-        for part in parts:
-            s = part.s
-            tokens = [s.token(p) for p in range(part.start, part.end - len(part.guesses))]
-            rows += zip(
-                part.cells,
-                tokens + part.guesses,
-                range(part.start, part.end),
-                repeat(s.id or 0),
-                repeat(s.length - 1),
-                strict=False,
-            )
-        rows.sort()
+        rows = sorted(row for part in parts for row in part.rows())
         cells, row_tokens, positions, ids, lasts = zip(*rows, strict=True)
         self.residency.cells.open(cells)
         is_whole = self.residency.cells.mark <= UNSPLIT_CELLS
@@ -294,7 +361,13 @@ class Engine:
         wanted = [row for row, last in enumerate(lasts) if positions[row] >= last]
         self._context.decode(row_tokens, positions, ids, wanted)
         row_of = {cells[row]: row for row in wanted}
-        return [done for part in parts for done in self._take(part, row_of)]
+        done: list[Done] = []
+        for part in parts:
+            if isinstance(part, _BranchPart):
+                done += self._take_branches(part, part.branches, row_of)
+            else:
+                done += self._take(part, row_of)
+        return done
 
     def _take(self, part: _Part, row_of: dict[int, int]) -> list[Done]:
         """Sample what a part of a batch has come to; its slice, if that is over."""
@@ -315,7 +388,38 @@ class Engine:
         is_over = not part.is_decode or s.reason or len(s.grant.tokens) >= s.grant.wanted
         return [self._end_slice(s)] if is_over else []
 
+    def _take_branches(
+        self, part: _BranchPart, branches: Branches, row_of: dict[int, int]
+    ) -> list[Done]:
+        """Choose after a step. What is only repeated ends slices by the chunk, as a prompt does."""
+        s, grant, count = part.s, part.s.grant, len(part.cells)
+        assert grant is not None
+        if not part.is_step:
+            self.residency.settle(s, branches, part.run, part.cells)
+            grant.prefilled += count
+            return [self._end_slice(s)]
+        branches.cells.update(zip(part.run.nodes, part.cells, strict=True))
+        is_repeated = bool(branches.again)
+        self._step(s, branches, [self._context.logits(row_of[cell]) for cell in part.cells])
+        if is_repeated:
+            grant.prefilled += count
+            is_over = grant.prefilled >= BLOCK or not branches.again
+        else:
+            is_over = self._searches.hand_out(s, branches)
+        return [self._end_slice(s)] if is_over else []
+
+    def _step(self, s: Sequence, branches: Branches, logits: list[Logits]) -> None:
+        if self.watch:
+            for row in logits:
+                self.watch(s.number, len(s.tokens) + branches.search.steps, row)
+        self.residency.regroup(s, branches, self._searches.step(s, branches, logits))
+
     def _sample(self, s: Sequence, logits: Logits) -> None:
+        if s.branches:
+            if not s.branches.search.steps:  # the prompt is in; else it was computed once more
+                self._step(s, s.branches, [logits])
+                self._searches.hand_out(s, s.branches)
+            return
         sampling, grant = s.prompt.sampling, s.grant
         assert grant is not None
         if self.watch:
@@ -332,7 +436,7 @@ class Engine:
     def _accept(self, s: Sequence, token: int) -> None:
         """One more token was made."""
         s.made.append(token)
-        if self.model.is_end(token) and not (s.prompt.sampling.ignore_end and not s.matcher):
+        if self._is_end(s, token):
             s.answer.end()
             s.reason = "stop"
             return
@@ -347,15 +451,21 @@ class Engine:
         elif len(s.made) >= s.max_tokens:
             s.reason = "length"
 
+    def _is_end(self, s: Sequence, token: int) -> bool:
+        """Does this token end its answer?"""
+        is_ignored = s.prompt.sampling.ignore_end and not s.matcher
+        return not is_ignored and self.model.is_end(token)
+
     def _end_slice(self, s: Sequence) -> Done:
         """Take the grant back; what its slice did."""
         grant, s.grant = s.grant, None
         assert grant is not None
         del self._granted[s.number]
         s.used_at = self.residency.turn
-        if s.matcher and s.matcher.is_error():
+        said = [one.matcher for one in s.branches.said] if s.branches else [s.matcher]
+        if broken := [matcher for matcher in said if matcher and matcher.is_error()]:
             return s.number, InvalidCall(
-                f"the JSON schema cannot be followed any further: {s.matcher.get_error()}"
+                f"the JSON schema cannot be followed any further: {broken[0].get_error()}"
             )
         reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
         if reason:
@@ -376,7 +486,7 @@ class Engine:
 
     def _give_up(self, s: Sequence) -> Done:
         """The first in line cannot go on although all others made way."""
-        need = s.length
+        need = s.length + (len(s.branches.cells) if s.branches else 0)
         del self._granted[s.number]
         s.grant = None
         return s.number, ContextOverflow(
@@ -416,10 +526,17 @@ class Engine:
     def freeze(self, number: int, path: Path) -> Frozen:
         s = self._find_idle(number, "frozen")
         self.residency.bring(s)
-        kv, computed = self.residency.image(s)
+        kv, computed, parts = self.residency.image(s)
         model = snapshots.model_id(self.model.path)
-        snapshot = snapshots.Snapshot(s.prompt, s.tokens, tuple(s.made), s.max_tokens, computed, kv)
-        return Frozen(model, s.length, snapshots.write(path, model, snapshot))
+        kept, length = None, s.length
+        if s.branches:
+            kept = self._searches.keep(s.branches)
+            length = len(s.tokens) + s.branches.search.steps
+        made = () if s.branches else tuple(s.made)
+        snapshot = snapshots.Snapshot(
+            s.prompt, s.tokens, made, s.max_tokens, computed, kv, parts, kept
+        )
+        return Frozen(model, length, snapshots.write(path, model, snapshot))
 
     def release(self, number: int) -> None:
         """Forget it; a slice in progress ends as cancelled; idempotent."""

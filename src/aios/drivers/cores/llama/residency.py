@@ -15,7 +15,9 @@ from collections.abc import Sequence as Many
 import numpy as np
 
 from aios.drivers.cores.kept.disk import Bytes, Disk, State
+from aios.drivers.cores.kept.snapshots import Part
 from aios.drivers.cores.llama.binding import OUTPUTS, Context
+from aios.drivers.cores.llama.branches import Branches, Run
 from aios.drivers.cores.llama.cells import BLOCK, FIRST_ID, SCRATCH, Cells
 from aios.drivers.cores.llama.prefixes import Node, Prefixes
 from aios.drivers.cores.llama.sequences import Image, Sequence
@@ -63,6 +65,9 @@ class Residency:
         The next batch must fill them.
         """
         while len(s.room) < count:
+            self._pack(s)
+            if len(s.room) >= count:
+                break
             blocks = self._reserve(s, 1)
             if blocks is None:
                 return None
@@ -147,40 +152,157 @@ class Residency:
         assert s.id is not None
         node.block, node.holder = blocks[0], s.id
         self._held[s.id] += 1
-        self._write(s.id, data, node.cells, node.start)
+        self._write((s.id,), data, node.cells, node.start)
         return True
 
     def _restore(self, s: Sequence) -> bool:
         """Its own cells from its image; an image that is gone leaves them to be computed."""
-        assert s.image is not None
-        count = s.image.end - s.image.start
-        blocks = self._reserve(s, -(-count // BLOCK))
-        if blocks is None:
+        image = s.image
+        assert image is not None
+        count = image.end - image.start
+        if s.branches and image.parts and not self._take_branch_ids(s, s.branches):
             return False
-        assert s.id is not None
-        data = self._fetch(s.image.state)
+        blocks = self._reserve(s, _blocks_for(count, image.parts))
+        if blocks is None:
+            self._give_branch_ids_back(s)
+            return False
+        data = self._fetch(image.state)
         self._forget_image(s)
         if data is None:
+            self._give_branch_ids_back(s)
             self.cells.drop(blocks, ())
         else:
-            self._place(s, blocks, count, data)
+            self._place(s, blocks, count, data, image.parts)
         return True
 
-    def _place(self, s: Sequence, blocks: list[int], count: int, data: Bytes) -> None:
+    def _place(
+        self, s: Sequence, blocks: list[int], count: int, data: Bytes, parts: tuple[Part, ...]
+    ) -> None:
+        """*count* positions, then the parts, for which the branches' ids were taken."""
         cells = _cells_of(blocks)
         assert s.id is not None
-        self._write(s.id, data, cells[:count], s.computed)
+        at = data.nbytes - sum(part.bytes for part in parts)
+        if count:
+            self._write((s.id,), data[:at], cells[:count], s.computed)
         s.blocks += blocks
+        s.computed += count
+        if s.branches:
+            count += self._place_parts(s, s.branches, cells[count:], data[at:], parts)
         s.cells += cells[:count]
         s.room = cells[count:]
-        s.computed += count
 
-    def _write(self, seq: int, data: Bytes, cells: Many[int], start: int) -> None:
+    def _place_parts(
+        self,
+        s: Sequence,
+        branches: Branches,
+        cells: list[int],
+        data: Bytes,
+        parts: tuple[Part, ...],
+    ) -> int:
+        """Branches below the prompt, which lies there already; how many cells they take."""
+        assert s.id is not None
+        for seq in branches.ids:
+            self._context.share(s.id, seq, 0, s.computed)
+        standing = branches.standing()
+        used = at = 0
+        for part in parts:
+            lying = cells[used : used + len(part.nodes)]
+            ids = [branches.ids[place] for place in standing[part.nodes[0]]]
+            start = s.position(part.nodes[0])
+            self._write(ids, data[at : at + part.bytes], lying, start)
+            branches.cells.update(zip(part.nodes, lying, strict=True))
+            used += len(lying)
+            at += part.bytes
+        return used
+
+    def _write(self, ids: Many[int], data: Bytes, cells: Many[int], start: int) -> None:
         self.cells.open(cells)
         if not self._context.set_state(SCRATCH, data):
             raise RuntimeError(f"llama.cpp refused a KV state of {data.nbytes} bytes")
-        self._context.share(SCRATCH, seq, start, start + len(cells))
+        for seq in ids:
+            self._context.share(SCRATCH, seq, start, start + len(cells))
         self._context.forget(SCRATCH)
+
+    # --- the branches of a beam search ------------------------------------------------------------
+
+    def spread(self, s: Sequence, branches: Branches) -> bool:
+        """Give each beam an id that marks the prompt, which is computed; False if none is free."""
+        if not branches.ids:
+            if not self._take_branch_ids(s, branches):
+                return False
+            assert s.id is not None
+            for seq in branches.ids:
+                self._context.share(s.id, seq, 0, s.computed)
+        return True
+
+    def _take_branch_ids(self, s: Sequence, branches: Branches) -> bool:
+        while len(branches.ids) < branches.search.width:
+            seq = self._take_id(s)
+            if seq is None:
+                self._give_branch_ids_back(s)
+                return False
+            branches.ids.append(seq)
+        return True
+
+    def _give_branch_ids_back(self, s: Sequence) -> None:
+        if s.branches:
+            self._free_ids += s.branches.ids
+            s.branches.ids = []
+
+    def settle(self, s: Sequence, branches: Branches, run: Run, cells: Many[int]) -> None:
+        """A run was computed under the id of its first beam: the others stand on it too."""
+        branches.cells.update(zip(run.nodes, cells, strict=True))
+        start = s.position(run.nodes[0])
+        for place in run.places[1:]:
+            first, seq = branches.ids[run.places[0]], branches.ids[place]
+            self._context.share(first, seq, start, start + len(cells))
+
+    def regroup(self, s: Sequence, branches: Branches, parents: Many[int]) -> None:
+        """The living beams are new, each a child of the one that stood at a place before.
+
+        A first child takes its parent's id over; what nobody stands on any more leaves the cells.
+        """
+        if not branches.ids:
+            return
+        assert s.id is not None
+        ids: list[int] = []
+        kept: set[int] = set()
+        free = [seq for place, seq in enumerate(branches.ids) if place not in parents]
+        for seq in free:
+            self._context.forget(seq)
+        for place in parents:
+            seq = branches.ids[place]
+            if place in kept:
+                twin = free.pop()
+                self._context.share(seq, twin)
+                seq = twin
+            kept.add(place)
+            ids.append(seq)
+        for seq in free:  # whoever comes to it later stands on the prompt already
+            self._context.share(s.id, seq, 0, s.computed)
+        branches.ids = ids + free
+        self._drop_dead(s, branches)
+
+    def _drop_dead(self, s: Sequence, branches: Branches) -> None:
+        gone = sorted(branches.cells.pop(node) for node in branches.dead())
+        if not gone:
+            return
+        left = set(gone)
+        s.cells = [cell for cell in s.cells if cell not in left]
+        needed = {cell // BLOCK for cell in s.cells} | {s.blocks[-1]}  # the last one has the room
+        empty = [block for block in s.blocks if block not in needed]
+        s.blocks = [block for block in s.blocks if block in needed]
+        self.cells.drop(empty, gone)
+
+    def _pack(self, s: Sequence) -> None:
+        """Branches leave gaps where beams died: when these are most of it, lie closer together."""
+        if not s.branches:
+            return
+        needed = -(-len(s.cells) // BLOCK)
+        spare = len(s.blocks) - needed
+        free = self.cells.free(above=self._floor(s)) + self.cells.sole(s.blocks)
+        if spare > 1 and spare >= len(s.blocks) // 2 and free >= needed:
+            self._lay_anew(s)
 
     # --- room -------------------------------------------------------------------------------------
 
@@ -260,19 +382,32 @@ class Residency:
 
     def _lower(self, s: Sequence) -> bool:
         """Move a sequence's own cells to lower blocks, if that takes it off its last one."""
-        floor = s.nodes[-1].cells[0] // BLOCK if s.nodes else -1
-        below = self.cells.free(above=floor) - self.cells.free(above=s.blocks[-1])
+        below = self.cells.free(above=self._floor(s)) - self.cells.free(above=s.blocks[-1])
         count = len(s.cells)
         if s.id is None or below < -(-count // BLOCK):
             return False
-        data = self._copy(s.id, s.base, s.computed)
+        self._lay_anew(s)
+        return True
+
+    def _floor(self, s: Sequence) -> int:
+        """The block that its own must lie above."""
+        return s.nodes[-1].cells[0] // BLOCK if s.nodes else -1
+
+    def _lay_anew(self, s: Sequence) -> None:
+        """Its own cells into the lowest blocks that are free or its own."""
+        assert s.id is not None
+        count = s.computed - s.base
+        data, parts = self._own(s, s.base)
         self._context.forget(s.id, s.base)
+        if s.branches:
+            for seq in s.branches.ids:
+                self._context.forget(seq)
+            s.branches.cells.clear()
         self.cells.drop(s.blocks, s.cells)
         s.computed, s.blocks, s.cells, s.room = s.base, [], [], []
-        blocks = self._reserve(s, -(-count // BLOCK))
+        blocks = self._reserve(s, _blocks_for(count, parts))
         assert blocks is not None
-        self._place(s, blocks, count, data)
-        return True
+        self._place(s, blocks, count, data, parts)
 
     def _victim(self, s: Sequence) -> Sequence | None:
         others = [v for v in self.sequences.values() if v.id is not None and v is not s]
@@ -287,15 +422,18 @@ class Residency:
     def _move_down(self, s: Sequence) -> bool:
         """Move a whole sequence into the lowest free blocks; it then shares no chunk."""
         assert s.id is not None
-        data, count, image = self._context.state(s.id), s.computed, s.image
+        (data, parts), count, image = self._own(s, 0), s.computed, s.image
+        spread = s.branches if s.branches and s.branches.ids else None
         self._leave(s)
         s.image = None  # not _adopt's to see
         s.id = self._take_id(s)
-        blocks = self._reserve(s, -(-count // BLOCK)) if s.id is not None else None
+        is_able = s.id is not None and (not spread or self._take_branch_ids(s, spread))
+        blocks = self._reserve(s, _blocks_for(count, parts)) if is_able else None
         s.image = image
         if blocks is None:
+            self._give_branch_ids_back(s)
             return False
-        self._place(s, blocks, count, data)
+        self._place(s, blocks, count, data, parts)
         return True
 
     # --- out of the cells -------------------------------------------------------------------------
@@ -306,10 +444,11 @@ class Residency:
             return 0
         moved = 0
         if s.cells and s.image is None:
-            state = self._put_by(self._copy(s.id, s.base, s.computed))
+            data, parts = self._own(s, s.base)
+            state = self._put_by(data)
             if state is not None:
                 moved = state.size
-                s.image = Image(state, s.base, s.computed)
+                s.image = Image(state, s.base, s.computed, parts)
         nodes = s.nodes
         self._leave(s)
         s.waits_on = nodes
@@ -317,16 +456,33 @@ class Residency:
             node.waiting += 1
         return moved
 
-    def image(self, s: Sequence) -> tuple[Bytes, int]:
-        """All of its KV that is in cells, and how many positions that is."""
+    def image(self, s: Sequence) -> tuple[Bytes, int, tuple[Part, ...]]:
+        """All of its KV that is in cells: how many positions that is, and the parts after them."""
         if s.id is None or not s.computed:
-            return np.empty(0, np.uint8), 0
-        return self._context.state(s.id), s.computed
+            return np.empty(0, np.uint8), 0, ()
+        data, parts = self._own(s, 0)
+        return data, s.computed, parts
 
-    def give_image(self, s: Sequence, data: Bytes, computed: int) -> None:
+    def give_image(
+        self, s: Sequence, data: Bytes, computed: int, parts: tuple[Part, ...] = ()
+    ) -> None:
         """KV of its first positions, read from a file; dropped if RAM and disk are full."""
         if computed and (state := self._put_by(data)) is not None:
-            s.image = Image(state, 0, computed)
+            s.image = Image(state, 0, computed, parts)
+
+    def _own(self, s: Sequence, start: int) -> tuple[Bytes, tuple[Part, ...]]:
+        """The KV of its positions from *start* on, and of its branches after them, in one piece."""
+        assert s.id is not None
+        pieces = [self._copy(s.id, start, s.computed)] if start < s.computed else []
+        parts = []
+        if s.branches:
+            for run in s.branches.runs():
+                first, seq = s.position(run.nodes[0]), s.branches.ids[run.places[0]]
+                pieces.append(self._copy(seq, first, first + len(run.nodes)))
+                parts.append(Part(run.nodes, int(pieces[-1].nbytes)))
+        if len(pieces) == 1:
+            return pieces[0], tuple(parts)
+        return np.concatenate([*pieces, np.empty(0, np.uint8)]), tuple(parts)
 
     def _copy(self, seq: int, start: int, end: int) -> Bytes:
         self._context.share(seq, SCRATCH, start, end)
@@ -338,6 +494,11 @@ class Residency:
         """Out of the cells, whatever becomes of what was in them."""
         assert s.id is not None
         self._context.forget(s.id, s.base)
+        if s.branches:
+            for seq in s.branches.ids:
+                self._context.forget(seq)
+            self._give_branch_ids_back(s)
+            s.branches.cells.clear()
         self.cells.drop(s.blocks, s.cells)
         for node in s.nodes:
             node.users -= 1
@@ -438,19 +599,28 @@ class Residency:
         """Give *twin*, which is new, the KV of *s*; cells and images are shared, not copied."""
         self.add(twin)
         seq = self._take_id(twin) if s.id is not None else None
+        spread = twin.branches if s.branches and s.branches.ids else None
+        if spread and seq is not None and not self._take_branch_ids(twin, spread):
+            self._free_ids.append(seq)
+            seq = None
         twin.used_at = self.turn
         if s.id is not None and seq is not None:
             twin.id = seq
             self._context.share(s.id, seq)
             twin.computed = s.computed
             twin.nodes, twin.blocks, twin.cells = [*s.nodes], [*s.blocks], [*s.cells]
+            if s.branches and spread:
+                spread.cells = dict(s.branches.cells)
+                for own, new in zip(s.branches.ids, spread.ids, strict=True):
+                    self._context.share(own, new)
             for node in s.nodes:
                 node.users += 1
                 node.is_reused = True
             self.cells.keep(s.blocks, s.cells)
         else:
-            if seq is not None:
+            if seq is not None:  # the room for it was made of *s*
                 self._free_ids.append(seq)
+            self._give_branch_ids_back(twin)
             twin.waits_on = [*s.waits_on]
             for node in s.waits_on:
                 node.waiting += 1
@@ -496,6 +666,7 @@ class Residency:
         if files != self.disk.used or files > self.disk.limit:
             found.append(f"files take {files} bytes, counted {self.disk.used} of {self.disk.limit}")
         ids = {s.id for s in everyone if s.id is not None} | {n.holder for n in in_cells}
+        ids |= {seq for s in everyone if s.branches for seq in s.branches.ids}
         if len(ids) + len(self._free_ids) != OUTPUTS - FIRST_ID:
             found.append(f"{len(ids)} ids are used and {len(self._free_ids)} free")
         for node in nodes:
@@ -505,13 +676,37 @@ class Residency:
                 found.append(f"{node!r} is stood on by {standing} and waited for by {waiting}")
         for s in everyone:
             lying = [c for n in s.nodes for c in n.cells] + s.cells
-            if len(lying) != s.computed or lying != sorted(lying):
+            branched = len(s.branches.cells) if s.branches else 0
+            if len(lying) != s.computed + branched or lying != sorted(lying):
                 found.append(
                     f"{s!r} lies in {len(lying)} cells, ascending: {lying == sorted(lying)}"
                 )
             if s.id is not None and self._context.length(s.id) < s.computed:
                 found.append(f"{s!r} has {self._context.length(s.id)} positions in llama.cpp")
+            found += self._check_branches(s)
         return found
+
+    def _check_branches(self, s: Sequence) -> list[str]:
+        found: list[str] = []
+        if not s.branches or not s.branches.ids:
+            return found
+        nodes, cells = s.branches.standing(), s.branches.cells
+        if astray := [node for node in cells if node not in nodes]:
+            found.append(f"{s!r} keeps cells of dead nodes: {astray}")
+        if not set(cells.values()) <= set(s.cells):
+            found.append(f"{s!r} has branches outside of its cells")
+        for place in range(len(s.branches.search.living)):
+            own = [n for n, places in nodes.items() if place in places and n in cells]
+            lying, length = [cells[n] for n in sorted(own)], s.computed + len(own)
+            there = self._context.length(s.branches.ids[place])
+            if lying != sorted(lying) or there != length:
+                found.append(f"beam {place} of {s!r} has {there} positions instead of {length}")
+        return found
+
+
+def _blocks_for(count: int, parts: tuple[Part, ...]) -> int:
+    """How many blocks so many positions and these parts need."""
+    return -(-(count + sum(len(part.nodes) for part in parts)) // BLOCK)
 
 
 def _cells_of(blocks: Many[int]) -> list[int]:

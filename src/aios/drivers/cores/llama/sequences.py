@@ -7,7 +7,7 @@ logits need to be kept, not even in a snapshot.
 Its cells, in order of position: one block for each of ``nodes`` (prompt chunks, shared), then its
 own ``cells``, which ascend. How a position was computed follows from its number: those below the
 prompt's length as prompt (full chunks of 64 on the grid, the tail in a small batch), the others
-decoded.
+decoded. What a beam search decodes are its ``branches``, in its own cells too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept.disk import State
+from aios.drivers.cores.kept.snapshots import Part
+from aios.drivers.cores.llama.branches import Branches
 from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.prefixes import Node
 from aios.drivers.cores.text.answer import Answer
@@ -24,12 +26,12 @@ from aios.ports import Prompt
 
 
 class Image:
-    """KV of positions [start, end) in RAM or in a file; forks share one."""
+    """KV of positions [start, end), then of parts, in RAM or in a file; forks share one."""
 
-    __slots__ = ("end", "sharers", "start", "state")
+    __slots__ = ("end", "parts", "sharers", "start", "state")
 
-    def __init__(self, state: State, start: int, end: int) -> None:
-        self.state, self.start, self.end = state, start, end
+    def __init__(self, state: State, start: int, end: int, parts: tuple[Part, ...] = ()) -> None:
+        self.state, self.start, self.end, self.parts = state, start, end, parts
         self.sharers = 1
 
 
@@ -62,6 +64,7 @@ class Sequence:
         self.reason: FinishReason | None = None
         self.grant: Grant | None = None
         self.is_cancelled = False
+        self.branches: Branches | None = None  # of a beam search, which makes tokens at its end
         self.guesses: Guesses | None = None  # made when first decoding, dropped when paged out
         self.used_at = 0  # of the engine's turns
         # where its KV is
@@ -105,6 +108,11 @@ class Sequence:
     @property
     def length(self) -> int:
         return len(self.tokens) + len(self.made)
+
+    def position(self, node: int) -> int:
+        """Where a node of its beam search lies."""
+        assert self.branches is not None
+        return len(self.tokens) + self.branches.search.lengths[node] - 1
 
     @property
     def occupied(self) -> int:

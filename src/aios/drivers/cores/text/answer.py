@@ -33,6 +33,11 @@ class Answer:
         self.text = ""
         self.is_stopped = False
 
+    @property
+    def may_stop(self) -> bool:
+        """Are there texts that would end it?"""
+        return bool(self._stop)
+
     def copy(self) -> Answer:
         twin = copy.copy(self)
         twin._decoder = codecs.getincrementaldecoder("utf-8")("replace")

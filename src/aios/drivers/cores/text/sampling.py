@@ -8,6 +8,7 @@ equal tokens. Ties go to the lower token id. The order is: mask, temperature, to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from aios.abi.messages import Sampling
 
 Logits = NDArray[np.float32]
+Float = TypeVar("Float", Logits, NDArray[np.float64])
 
 WIDE = 0.5  # a top_p from here on is drawn for, a smaller one sorted for
 CUTS = (1e-3, 1e-5, 1e-8, 0.0)  # of the best token's weight: shortlists, shortest first
@@ -107,10 +109,10 @@ def logprobs(logits: Logits, token: int, top: int) -> tuple[float, list[tuple[in
     return float(logits[token]) - total, [(int(t), float(logits[t]) - total) for t in best]
 
 
-def masked(logits: Logits, bits: bytes) -> Logits:
-    """A copy of the logits, -inf where the bit of a token is 0 (little-endian bits)."""
+def masked(logits: Float, bits: bytes) -> Float:
+    """A copy of logits or log probabilities, -inf where a token's bit is 0 (little-endian bits)."""
     allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: logits.size]
-    found = np.full(logits.size, -np.inf, np.float32)
+    found = np.full_like(logits, -np.inf)
     index = np.flatnonzero(allowed)
     found[index] = logits[index]
     return found
