@@ -9,7 +9,7 @@ prompts together; the chunks make way.
 from __future__ import annotations
 
 from aios.drivers.cores.kept.disk import Bytes, Disk, State
-from aios.drivers.cores.transformers.cells import BLOCK, Cells
+from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv
 from aios.drivers.cores.transformers.prefixes import Prefixes
 from aios.drivers.cores.transformers.sequences import Image, Sequence
 
@@ -35,9 +35,9 @@ class Residency:
         self._adopt(s)
         return True
 
-    def open(self, s: Sequence, count: int) -> bool:
-        """Make its next *count* positions writable, making room if need be."""
-        while not self.cells.open(s.kv, count):
+    def open(self, s: Sequence, count: int, kv: Kv | None = None) -> bool:
+        """Make the next *count* positions writable, of one of its beams or its own; makes room."""
+        while not self.cells.open(kv or s.kv, count):
             victim = self._victim(s)
             if victim is None:
                 return False
@@ -84,6 +84,8 @@ class Residency:
 
     def page_out(self, s: Sequence) -> int:
         """Move its KV to RAM or disk, or drop it if both are full; the bytes moved."""
+        if s.branches:
+            s.branches.leave(self.cells)
         if not s.computed:
             return 0
         state = self._put_by(self.cells.read(s.kv, 0, s.computed))
@@ -137,7 +139,8 @@ class Residency:
 
     def remove(self, s: Sequence) -> None:
         del self.sequences[s.number]
-        self.cells.drop(s.kv)
+        for kv in s.kvs:
+            self.cells.drop(kv)
         self._forget_image(s)
 
     def fork(self, s: Sequence, twin: Sequence) -> None:
@@ -145,6 +148,8 @@ class Residency:
         self.add(twin)
         twin.used_at = self.turn
         twin.kv = self.cells.share(s.kv)
+        if s.branches and twin.branches:
+            twin.branches.kvs = [self.cells.share(kv) for kv in s.branches.kvs]
         if s.image:
             twin.image = s.image
             s.image.sharers += 1
@@ -160,12 +165,13 @@ class Residency:
         """Invariants, in numbers."""
         found = self.prefixes.check()
         everyone = [*self.sequences.values()]
-        tensors = {id(s.kv.tensors): s.kv.tensors for s in everyone if s.kv.tensors}
+        kvs = [kv for s in everyone for kv in s.kvs]
+        tensors = {id(kv.tensors): kv.tensors for kv in kvs if kv.tensors}
         held = sum(t.capacity for t in tensors.values())
         if held != self.cells.used or held > self.cells.total:
             found.append(f"{held} cells are held, counted {self.cells.used} of {self.cells.total}")
         for key, t in tensors.items():
-            lengths = [s.computed for s in everyone if id(s.kv.tensors) == key]
+            lengths = [kv.length for kv in kvs if id(kv.tensors) == key]
             if len(lengths) != t.sharers or max(lengths) > t.filled or t.filled > t.capacity:
                 found.append(
                     f"tensors of {t.capacity} positions, {t.filled} filled, for {t.sharers}: "
