@@ -120,6 +120,29 @@ def test_interrupted_after_every_slice(
     assert seen == set(bits)
 
 
+def test_what_is_paged_out_need_not_be_computed_again(rig: Rig, tmp_path: Path) -> None:
+    rig.engine.admit(1, search())
+    rig.advance(1, 30)
+    rig.engine.freeze(1, tmp_path / "frozen")
+    rig.engine.page_out(1)
+    rig.engine.thaw(2, tmp_path / "frozen")
+    for number in (1, 2):
+        result = rig.slice(number, 4)
+        assert (result.prefilled, len(result.tokens)) == (0, 4)
+
+
+def test_beams_that_were_lost_are_computed_again(
+    tmp_path: Path, alone: tuple[Bits, list[int], str]
+) -> None:
+    poor = Rig(engine(make(tmp_path, "llama"), ram_bytes=1000))
+    poor.engine.admit(1, search())
+    poor.advance(1, 30)
+    assert poor.engine.page_out(1).bytes == 0
+    assert poor.slice(1, 4).prefilled == 64
+    poor.finish(1)
+    assert (poor.bits[1], poor.text[1]) == (alone[0], alone[2])
+
+
 def test_beams_share_the_tensors_of_their_prompt(rig: Rig) -> None:
     rig.engine.admit(1, search(150, 8))
     rig.advance(1, 8)  # the first step, nothing fed yet

@@ -5,8 +5,8 @@ the prompt's and goes on with the beam's path up to, but not with, its living no
 next step feeds to the model. Beams that come from one share its tensors until the second of them
 writes (``cells``), so a step copies as often as beams part.
 
-Paged out, frozen or lost, only the prompt's KV is kept; the paths are computed again, token by
-token as they were the first time, and so to the same bits.
+What is paged out or frozen is the prompt's KV and each beam's own positions. What is lost of them
+is computed again, token by token as it was the first time, and so to the same bits.
 """
 
 from __future__ import annotations

@@ -367,7 +367,9 @@ class Engine:
     def thaw(self, number: int, path: Path) -> Admitted:
         """A new sequence from a snapshot file."""
         snapshot = snapshots.read(path, self._model_id)
-        expected = snapshot.computed * self.residency.cells.token_bytes
+        token_bytes = self.residency.cells.token_bytes
+        tails = tuple(len(part.nodes) for part in snapshot.parts)
+        expected = (snapshot.computed + sum(tails)) * token_bytes
         if snapshot.kv.nbytes != expected:
             raise InvalidCall(
                 f"the snapshot {path} holds {snapshot.kv.nbytes} bytes of KV, this core's would be "
@@ -379,7 +381,7 @@ class Engine:
         if s.branches and snapshot.search:
             self._searches.revive(s, s.branches, snapshot.search)
         kv = snapshot.kv.copy()  # PyTorch wants memory it could write to, at an even address
-        self.residency.give_image(s, kv, snapshot.computed)
+        self.residency.give_image(s, kv, snapshot.computed, tails)
         return Admitted(number, len(s.tokens), snapshot.computed, s.max_tokens)
 
     # --- slices -----------------------------------------------------------------------------------
@@ -687,13 +689,19 @@ class Engine:
     def freeze(self, number: int, path: Path) -> Frozen:
         s = self._find_idle(number, "frozen")
         self.residency.bring(s)
-        kv = self.residency.cells.read(s.kv, 0, s.computed)
+        kv, tails = self.residency.image(s)
         kept, made, length = None, tuple(s.made), s.length
+        parts: tuple[snapshots.Part, ...] = ()
         if s.branches:
             kept, made = self._searches.keep(s.branches), ()
             length = len(s.tokens) + s.branches.search.steps
+            size = self.residency.cells.token_bytes
+            parts = tuple(
+                snapshots.Part(tuple(s.branches.before(place)[:tail]), tail * size)
+                for place, tail in enumerate(tails)
+            )
         snapshot = snapshots.Snapshot(
-            s.prompt, s.tokens, made, s.max_tokens, s.computed, kv, search=kept
+            s.prompt, s.tokens, made, s.max_tokens, s.computed, kv, parts, kept
         )
         return Frozen(self._model_id, length, snapshots.write(path, self._model_id, snapshot))
 

@@ -8,6 +8,8 @@ prompts together; the chunks make way.
 
 from __future__ import annotations
 
+import numpy as np
+
 from aios.drivers.cores.kept.disk import Bytes, Disk, State
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv
 from aios.drivers.cores.transformers.prefixes import Prefixes
@@ -71,33 +73,54 @@ class Residency:
         assert s.image is not None
         if not self.open(s, s.image.length):
             return False
-        state, count = s.image.state, s.image.length
+        state, count, tails = s.image.state, s.image.length, s.image.tails
         data = state.data if state.is_in_ram else self.disk.read(state)
         self._forget_image(s)
         if data is None:
             self.cells.drop(s.kv)
-        else:
-            self.cells.write(s.kv, data, count)
+            return True
+        at = count * self.cells.token_bytes
+        self.cells.write(s.kv, data[:at], count)
+        for tail in tails if s.branches else ():
+            assert s.branches is not None
+            kv = self.cells.share(s.kv)
+            if tail and not self.open(s, tail, kv):
+                self.cells.drop(kv)  # this beam and those after it are computed again
+                break
+            size = tail * self.cells.token_bytes
+            self.cells.write(kv, data[at : at + size], tail)
+            s.branches.kvs.append(kv)
+            at += size
         return True
 
     # --- out of the tensors -----------------------------------------------------------------------
 
     def page_out(self, s: Sequence) -> int:
         """Move its KV to RAM or disk, or drop it if both are full; the bytes moved."""
-        if s.branches:
-            s.branches.leave(self.cells)
         if not s.computed:
             return 0
-        state = self._put_by(self.cells.read(s.kv, 0, s.computed))
+        data, tails = self.image(s)
+        state = self._put_by(data)
         if state is not None:
-            s.image = Image(state, s.computed)
+            s.image = Image(state, s.computed, tails)
+        if s.branches:
+            s.branches.leave(self.cells)
         self.cells.drop(s.kv)
         return state.size if state else 0
 
-    def give_image(self, s: Sequence, data: Bytes, computed: int) -> None:
+    def image(self, s: Sequence) -> tuple[Bytes, tuple[int, ...]]:
+        """All of its KV that is in tensors, its beams' tails last, and how long these are."""
+        own, beams = s.computed, s.branches.kvs if s.branches else []
+        parts = [self.cells.read(s.kv, 0, own)]
+        parts += [self.cells.read(kv, own, kv.length) for kv in beams]
+        return np.concatenate(parts), tuple(kv.length - own for kv in beams)
+
+    def give_image(
+        self, s: Sequence, data: Bytes, computed: int, tails: tuple[int, ...] = ()
+    ) -> None:
         """KV of its first positions, read from a file; dropped if RAM and disk are full."""
         if computed and (state := self._put_by(data)) is not None:
-            s.image = Image(state, computed)
+            s.image = Image(state, computed, tails)
 
     def _victim(self, s: Sequence) -> Sequence | None:
         others = [v for v in self.sequences.values() if v.kv.tensors and v is not s]

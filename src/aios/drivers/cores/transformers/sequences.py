@@ -30,12 +30,15 @@ WIDTHS = (16, 32, BLOCK)
 
 
 class Image:
-    """KV of the first *length* positions in RAM or in a file; forks share one."""
+    """KV of the first *length* positions in RAM or in a file; forks share one.
 
-    __slots__ = ("length", "sharers", "state")
+    Of a search also the *tails*: how many positions each beam has beyond the prompt.
+    """
 
-    def __init__(self, state: State, length: int) -> None:
-        self.state, self.length, self.sharers = state, length, 1
+    __slots__ = ("length", "sharers", "state", "tails")
+
+    def __init__(self, state: State, length: int, tails: tuple[int, ...] = ()) -> None:
+        self.state, self.length, self.tails, self.sharers = state, length, tails, 1
 
 
 class Grant:
