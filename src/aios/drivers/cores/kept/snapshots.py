@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import Struct
 
 from aios.drivers.cores.kept.disk import Bytes
-from aios.drivers.cores.text.beams import Choice, Search
+from aios.drivers.cores.text.searches import Kept
 from aios.errors import InvalidCall, StoreFailed
 from aios.ports import Prompt
 
@@ -40,16 +40,6 @@ class Part(Struct, frozen=True):
 
     nodes: tuple[int, ...]
     bytes: int
-
-
-class Kept(Struct, frozen=True):
-    """A beam search: its whole tree, and what of it was handed out and said."""
-
-    search: Search
-    queue: tuple[int, ...]
-    again: tuple[list[Choice], ...]
-    begun: tuple[Choice, ...]
-    fed: int
 
 
 class Snapshot(Struct, frozen=True):

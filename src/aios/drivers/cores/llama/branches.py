@@ -11,14 +11,11 @@ To keep branches elsewhere is to keep their *runs*: nodes in a row that the same
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Container
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-
-from aios.drivers.cores.text.answer import Answer
-from aios.drivers.cores.text.beams import ROOT, Choice, Search
+from aios.drivers.cores.text.beams import ROOT, Search
+from aios.drivers.cores.text.searches import Hypotheses, Said
 
 
 class Run(NamedTuple):
@@ -28,36 +25,11 @@ class Run(NamedTuple):
     places: tuple[int, ...]
 
 
-class Said(NamedTuple):
-    """What one beam has said: looked at for stop strings, and for what the schema lets follow."""
-
-    answer: Answer | None
-    matcher: Any
-
-    def copy(self) -> Said:
-        return Said(
-            self.answer.copy() if self.answer else None,
-            self.matcher.deep_copy() if self.matcher else None,
-        )
-
-
-class Branches:
-    """One search, and where it is.
-
-    said is parallel to the living set. ``queue`` holds choices, packed, that were made and not yet
-    handed out; ``again`` the steps, and ``begun`` the first choices of one more, that were handed
-    out in an earlier life and are taken again. ``fed`` counts the agreed tokens that the answer
-    has been fed.
-    """
+class Branches(Hypotheses):
+    """A search, and the cells that it is in while it is resident."""
 
     def __init__(self, search: Search, said: Said) -> None:
-        self.search = search
-        self.said = [said]
-        self.queue: list[int] = []
-        self.again: deque[list[Choice]] = deque()
-        self.begun: list[Choice] = []
-        self.fed = 0
-        # while resident
+        super().__init__(search, said)
         self.ids: list[int] = []  # in llama.cpp, by place, and spare ones after them; or none yet
         self.cells: dict[int, int] = {}  # of the nodes whose KV is computed
 
@@ -66,14 +38,6 @@ class Branches:
             f"<branches: {len(self.search.living)} living, {len(self.search.finished)} finished "
             f"after {self.search.steps} steps, {len(self.cells)} cells>"
         )
-
-    def copy(self) -> Branches:
-        """The same search, nowhere."""
-        twin = Branches(_copy(self.search), self.said[0])
-        twin.said = [said.copy() for said in self.said]
-        twin.queue, twin.fed = [*self.queue], self.fed
-        twin.again, twin.begun = self.again.copy(), [*self.begun]
-        return twin
 
     def standing(self) -> dict[int, list[int]]:
         """The nodes that living beams stand on, each with these beams' places."""
@@ -121,13 +85,3 @@ class Branches:
                 standing.add(node)
                 node = self.search.parents[node]
         return [node for node in self.cells if node not in standing]
-
-    def news(self, node: int) -> list[int]:
-        """The tokens of a node's path that the answer has not been fed."""
-        path = self.search.path(node)[self.fed :]
-        self.fed += len(path)
-        return path
-
-
-def _copy(search: Search) -> Search:
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(search), type=Search)

@@ -33,13 +33,13 @@ from aios.drivers.cores.llama.binding import Context, Model, vocabulary
 from aios.drivers.cores.llama.branches import Branches, Run
 from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.residency import Residency
-from aios.drivers.cores.llama.searches import Searches
 from aios.drivers.cores.llama.sequences import Grant, Sequence
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.beams import MOST
 from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
 from aios.drivers.cores.text.guesses import Guesses, shared_out
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
+from aios.drivers.cores.text.searches import Searches
 from aios.drivers.cores.text.template import Template
 from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
@@ -212,7 +212,7 @@ class Engine:
         answer = Answer(() if forced else prompt.sampling.stop, names, forced=forced)
         s = Sequence(number, prompt, tuple(tokens), limit, answer, matcher)
         if prompt.sampling.beams > 1:
-            self._searches.begin(s, made)
+            s.branches = self._searches.begin(s, Branches, made)
         else:
             for token in made:
                 self._accept(s, token)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from itertools import count as counter
 from pathlib import Path
@@ -42,11 +42,14 @@ from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept import snapshots
 from aios.drivers.cores.kept.disk import Disk
 from aios.drivers.cores.text.answer import Answer
+from aios.drivers.cores.text.beams import MOST
 from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
 from aios.drivers.cores.text.guesses import Guesses
 from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
+from aios.drivers.cores.text.searches import Searches
 from aios.drivers.cores.text.template import Template
 from aios.drivers.cores.transformers.attention import Segment, Step, attach
+from aios.drivers.cores.transformers.branches import Branches
 from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, bytes_per_token
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
@@ -88,9 +91,50 @@ class _Part:
         return [self.s.token(position) for position in known] + self.guesses
 
     @property
-    def chosen_at(self) -> range:
-        """The positions after which a token is chosen."""
-        return range(max(self.start, self.s.length - 1), self.end)
+    def positions(self) -> Iterable[int]:
+        return range(self.start, self.end)
+
+    @property
+    def chosen_at(self) -> Iterable[int]:
+        """The rows after which a token is chosen."""
+        return range(self.row + max(0, self.s.length - 1 - self.start), self.row + self.count)
+
+    def segments(self, width: int) -> list[Segment]:
+        """*width* is how many rows it is padded to, if it is attended in one piece."""
+        assert self.s.kv.tensors is not None
+        return [Segment(self.s.kv.tensors, self.row, self.start, max(width, self.count))]
+
+
+class _BranchPart:
+    """What a beam search has: a step, one row a beam; or a part of a path, computed once more."""
+
+    __slots__ = ("branches", "is_step", "kvs", "row", "s", "starts", "tokens")
+
+    def __init__(self, s: Sequence, branches: Branches, kvs: list[Kv], tokens: list[int]) -> None:
+        self.s, self.branches, self.kvs, self.tokens = s, branches, kvs, tokens
+        self.is_step = kvs is branches.kvs
+        self.starts = [kv.length for kv in kvs]
+        self.row = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def positions(self) -> Iterable[int]:
+        return self.starts if self.is_step else range(self.starts[0], self.starts[0] + self.count)
+
+    @property
+    def chosen_at(self) -> Iterable[int]:
+        return range(self.row, self.row + self.count) if self.is_step else ()
+
+    def segments(self, _: int) -> list[Segment]:
+        each = self.count // len(self.kvs)
+        return [
+            Segment(kv.tensors, self.row + place, start, each)
+            for place, (kv, start) in enumerate(zip(self.kvs, self.starts, strict=True))
+            if kv.tensors
+        ]
 
 
 class Engine:
@@ -133,8 +177,14 @@ class Engine:
         self._model_id = fingerprint(model)
         is_exact = _asked(name, model, self._probe) and deterministic
         self.abilities = Abilities(
-            name, slots, min(window, total), cells=total, exact_snapshots=is_exact
+            name,
+            slots,
+            min(window, total),
+            cells=total,
+            exact_snapshots=is_exact,
+            beams=min(MOST, self._rows),
         )
+        self._searches = Searches(self._piece, self._is_end)
         # a model may have logits for more than there are, to round their number up
         self._known = max(tokenizer.get_vocab().values()) + 1
         self._vocabulary = from_tokenizer(
@@ -287,6 +337,10 @@ class Engine:
         if wanted is not None and wanted < 1:
             raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
         check_bias(prompt.sampling, self._vocabulary.vocab_size, self.abilities.model)
+        if prompt.sampling.beams > self.abilities.beams:
+            raise InvalidCall(
+                f"beams must be at most {self.abilities.beams}, not {prompt.sampling.beams}."
+            )
         limit = min(wanted or window, window - len(tokens))
         forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
         names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()
@@ -294,9 +348,12 @@ class Engine:
         matcher = self._grammars.matcher(schema) if schema is not None else None
         answer = Answer(() if forced else prompt.sampling.stop, names, forced=forced)
         s = Sequence(number, prompt, tuple(tokens), limit, answer, matcher)
-        for token in made:
-            self._accept(s, token)
-        s.answer.take()  # has been delivered before
+        if prompt.sampling.beams > 1:
+            s.branches = self._searches.begin(s, Branches, made)
+        else:
+            for token in made:
+                self._accept(s, token)
+            s.answer.take()  # has been delivered before
         self.residency.add(s)
         return Admitted(number, len(tokens), self.residency.cached(s), limit)
 
@@ -312,12 +369,15 @@ class Engine:
             s.matcher.deep_copy() if s.matcher else None,
         )
         twin.made, twin.reason = [*s.made], s.reason
+        twin.branches = s.branches.copy() if s.branches else None
         self.residency.fork(s, twin)
 
     def thaw(self, number: int, path: Path) -> Admitted:
         """A new sequence from a snapshot file."""
         snapshot = snapshots.read(path, self._model_id)
-        expected = snapshot.computed * self.residency.cells.token_bytes
+        token_bytes = self.residency.cells.token_bytes
+        tails = tuple(len(part.nodes) for part in snapshot.parts)
+        expected = (snapshot.computed + sum(tails)) * token_bytes
         if snapshot.kv.nbytes != expected:
             raise InvalidCall(
                 f"the snapshot {path} holds {snapshot.kv.nbytes} bytes of KV, this core's would be "
@@ -326,8 +386,10 @@ class Engine:
         self.admit_tokens(number, snapshot.prompt, snapshot.tokens, snapshot.made)
         s = self._find(number)
         s.max_tokens = min(s.max_tokens, snapshot.max_tokens)
+        if s.branches and snapshot.search:
+            self._searches.revive(s, s.branches, snapshot.search)
         kv = snapshot.kv.copy()  # PyTorch wants memory it could write to, at an even address
-        self.residency.give_image(s, kv, snapshot.computed)
+        self.residency.give_image(s, kv, snapshot.computed, tails)
         return Admitted(number, len(s.tokens), snapshot.computed, s.max_tokens)
 
     # --- slices -----------------------------------------------------------------------------------
@@ -345,17 +407,21 @@ class Engine:
         self.residency.turn += 1
         done, self._ended = self._ended, []
         for s in [*self._granted.values()]:
-            if s.reason or s.is_cancelled:
+            if (
+                s.reason
+                or s.is_cancelled
+                or (s.branches and self._searches.hand_out(s, s.branches))
+            ):
                 done.append(self._end_slice(s))
         return done + (self._compute() if self._is_deterministic else self._compute_at_once())
 
     def _compute(self) -> list[Done]:
         """Chunks first, each by itself, then small batches."""
         done: list[Done] = []
-        batch: list[_Part] = []
+        batch: list[_Part | _BranchPart] = []
         has_computed = False
         waiting = [*self._granted.values()]
-        left = sum(s.pending for s in waiting if not s.chunk)  # rows that must be, about
+        left = sum(len(s.kvs) if s.branches else s.pending for s in waiting if not s.chunk)
         for s in waiting:
             if s.grant is None or not self.residency.bring(s):
                 continue  # the room was made of it, or there is none
@@ -370,7 +436,7 @@ class Engine:
             if sum(p.count for p in batch) + part.count > self._rows:
                 done += self._pass(batch, self._rows, in_one_piece=False)
                 has_computed, batch = True, []
-            left += len(part.guesses)
+            left += len(part.guesses) if isinstance(part, _Part) else 0
             batch.append(part)
         if batch:
             has_computed = True
@@ -381,11 +447,15 @@ class Engine:
 
     def _compute_at_once(self) -> list[Done]:
         """Everything in one pass, as long as it is."""
-        batch = []
+        batch: list[_Part | _BranchPart] = []
         for s in [*self._granted.values()]:
             if not self.residency.bring(s):
                 continue
             prompt = len(s.tokens) - s.computed
+            if s.branches and not prompt:
+                if part := self._branch_part(s, s.branches):
+                    batch.append(part)
+                continue
             count = min(BLOCK, prompt if prompt > 0 else s.pending)
             if self.residency.open(s, count):
                 batch.append(_Part(s, count, []))
@@ -393,13 +463,28 @@ class Engine:
             return self._pass(batch, 0, in_one_piece=True)
         return [self._give_up(s) for s in [*self._granted.values()][:1]]
 
-    def _small_part(self, s: Sequence, spare: int) -> _Part | None:
+    def _small_part(self, s: Sequence, spare: int) -> _Part | _BranchPart | None:
         """Its next rows of a small batch, guesses in those that are spare; None without room."""
+        if s.branches and s.computed == len(s.tokens):
+            return self._branch_part(s, s.branches)
         guesses = self._guess(s)[:spare]
         count = min(s.pending, self._rows)
         if not self.residency.open(s, count + len(guesses)):
             return None
         return _Part(s, count, guesses)
+
+    def _branch_part(self, s: Sequence, branches: Branches) -> _BranchPart | None:
+        """What a search computes next: what is missing of its KV, else a step."""
+        search = branches.search
+        if missing := branches.missing(self.residency.cells, s.kv):
+            kv, tokens = missing[0], missing[1][: self._rows]
+            if self.residency.open(s, len(tokens), kv):
+                return _BranchPart(s, branches, [kv], tokens)
+            return None
+        if all([self.residency.open(s, 1, kv) for kv in branches.kvs]):
+            tokens = [search.tokens[node] for node in search.living]
+            return _BranchPart(s, branches, branches.kvs, tokens)
+        return None
 
     def _guess(self, s: Sequence) -> list[int]:
         """Tokens that may follow the pending one; a schema often leaves no choice."""
@@ -414,7 +499,9 @@ class Engine:
             s.guesses = Guesses((*s.tokens, *s.made))
         return s.guesses.next(left - 1)
 
-    def _pass(self, parts: list[_Part], width: int, *, in_one_piece: bool) -> list[Done]:
+    def _pass(
+        self, parts: Many[_Part | _BranchPart], width: int, *, in_one_piece: bool
+    ) -> list[Done]:
         """One forward pass of these, padded to *width* rows, and what it leads to."""
         tokens: list[int] = []
         positions: list[int] = []
@@ -422,12 +509,10 @@ class Engine:
         wanted: list[int] = []
         for part in parts:
             part.row = len(tokens)
-            assert part.s.kv.tensors is not None
-            count = max(part.count, width) if in_one_piece else part.count
-            segments.append(Segment(part.s.kv.tensors, part.row, part.start, count))
+            segments += part.segments(width if in_one_piece else 0)
             tokens += part.tokens
-            positions += range(part.start, part.end)
-            wanted += (part.row + at - part.start for at in part.chosen_at)
+            positions += part.positions
+            wanted += part.chosen_at
         padding = max(0, width - len(tokens))
         tokens += [0] * padding
         positions += [0] * padding
@@ -436,7 +521,11 @@ class Engine:
         logits = self._forward(tokens, positions, Step(segments, in_one_piece=in_one_piece), keep)
         found = _numpy(logits[: len(wanted), : self._known])
         rows = dict(zip(wanted, found, strict=True))
-        return [done for part in parts for done in self._take(part, rows)]
+        done: list[Done] = []
+        for part in parts:
+            take = self._take if isinstance(part, _Part) else self._take_branches
+            done += take(part, rows)  # type: ignore[arg-type]
+        return done
 
     def _take(self, part: _Part, rows: dict[int, Logits]) -> list[Done]:
         """Sample what a part of a pass has come to; its slice, if that is over."""
@@ -464,7 +553,40 @@ class Engine:
         is_over = not part.is_decode or s.reason or len(s.grant.tokens) >= s.grant.wanted
         return [self._end_slice(s)] if is_over else []
 
+    def _take_branches(self, part: _BranchPart, rows: dict[int, Logits]) -> list[Done]:
+        """Choose after a step. What is only repeated ends slices by the chunk, as a prompt does."""
+        s, branches, grant = part.s, part.branches, part.s.grant
+        assert grant is not None
+        each = part.count // len(part.kvs)
+        for kv, start in zip(part.kvs, part.starts, strict=True):
+            self.residency.cells.close(kv, start + each)
+        if not part.is_step:
+            grant.prefilled += part.count
+            return [self._end_slice(s)]
+        is_repeated = bool(branches.again)
+        self._step(s, branches, [rows[row] for row in part.chosen_at])
+        if is_repeated:
+            grant.prefilled += part.count
+            is_over = grant.prefilled >= BLOCK or not branches.again
+        else:
+            is_over = self._searches.hand_out(s, branches)
+        return [self._end_slice(s)] if is_over else []
+
+    def _step(self, s: Sequence, branches: Branches, logits: list[Logits]) -> None:
+        if self.watch:
+            for row in logits:
+                self.watch(s.number, len(s.tokens) + branches.search.steps, row)
+        places = self._searches.step(s, branches, logits)
+        branches.regroup(self.residency.cells, places)
+
     def _sample(self, s: Sequence, logits: Logits) -> None:
+        if s.branches:
+            if not s.branches.search.steps:  # the prompt is in; else it was computed once more
+                s.branches.leave(self.residency.cells)
+                s.branches.kvs = [self.residency.cells.share(s.kv)]
+                self._step(s, s.branches, [logits])
+                self._searches.hand_out(s, s.branches)
+            return
         sampling, grant = s.prompt.sampling, s.grant
         assert grant is not None
         if self.watch:
@@ -481,7 +603,7 @@ class Engine:
     def _accept(self, s: Sequence, token: int) -> None:
         """One more token was made."""
         s.made.append(token)
-        if token in self._end_tokens and not (s.prompt.sampling.ignore_end and not s.matcher):
+        if self._is_end(s, token):
             s.answer.end()
             s.reason = "stop"
             return
@@ -496,14 +618,20 @@ class Engine:
         elif len(s.made) >= s.max_tokens:
             s.reason = "length"
 
+    def _is_end(self, s: Sequence, token: int) -> bool:
+        """Does this token end its answer?"""
+        is_ignored = s.prompt.sampling.ignore_end and not s.matcher
+        return not is_ignored and token in self._end_tokens
+
     def _end_slice(self, s: Sequence) -> Done:
         """Take the grant back; what its slice did."""
         grant, s.grant = s.grant, None
         assert grant is not None
         del self._granted[s.number]
         s.used_at = self.residency.turn
-        if s.matcher and s.matcher.is_error():
-            return s.number, dead_end(s.matcher)
+        said = [one.matcher for one in s.branches.said] if s.branches else [s.matcher]
+        if broken := [matcher for matcher in said if matcher and matcher.is_error()]:
+            return s.number, dead_end(broken[0])
         reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
         if reason:
             s.reason = reason
@@ -523,7 +651,7 @@ class Engine:
 
     def _give_up(self, s: Sequence) -> Done:
         """The first in line cannot go on although all others made way."""
-        need = s.length
+        need = sum(kv.length for kv in s.kvs) + 1
         del self._granted[s.number]
         s.grant = None
         return s.number, ContextOverflow(
@@ -567,11 +695,21 @@ class Engine:
     def freeze(self, number: int, path: Path) -> Frozen:
         s = self._find_idle(number, "frozen")
         self.residency.bring(s)
-        kv = self.residency.cells.read(s.kv, 0, s.computed)
+        kv, tails = self.residency.image(s)
+        kept, made, length = None, tuple(s.made), s.length
+        parts: tuple[snapshots.Part, ...] = ()
+        if s.branches:
+            kept, made = self._searches.keep(s.branches), ()
+            length = len(s.tokens) + s.branches.search.steps
+            size = self.residency.cells.token_bytes
+            parts = tuple(
+                snapshots.Part(tuple(s.branches.before(place)[:tail]), tail * size)
+                for place, tail in enumerate(tails)
+            )
         snapshot = snapshots.Snapshot(
-            s.prompt, s.tokens, tuple(s.made), s.max_tokens, s.computed, kv
+            s.prompt, s.tokens, made, s.max_tokens, s.computed, kv, parts, kept
         )
-        return Frozen(self._model_id, s.length, snapshots.write(path, self._model_id, snapshot))
+        return Frozen(self._model_id, length, snapshots.write(path, self._model_id, snapshot))
 
     def release(self, number: int) -> None:
         """Forget it; a slice in progress ends as cancelled; idempotent."""

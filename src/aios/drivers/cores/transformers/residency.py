@@ -8,8 +8,10 @@ prompts together; the chunks make way.
 
 from __future__ import annotations
 
+import numpy as np
+
 from aios.drivers.cores.kept.disk import Bytes, Disk, State
-from aios.drivers.cores.transformers.cells import BLOCK, Cells
+from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv
 from aios.drivers.cores.transformers.prefixes import Prefixes
 from aios.drivers.cores.transformers.sequences import Image, Sequence
 
@@ -35,9 +37,9 @@ class Residency:
         self._adopt(s)
         return True
 
-    def open(self, s: Sequence, count: int) -> bool:
-        """Make its next *count* positions writable, making room if need be."""
-        while not self.cells.open(s.kv, count):
+    def open(self, s: Sequence, count: int, kv: Kv | None = None) -> bool:
+        """Make the next *count* positions writable, of one of its beams or its own; makes room."""
+        while not self.cells.open(kv or s.kv, count):
             victim = self._victim(s)
             if victim is None:
                 return False
@@ -71,13 +73,24 @@ class Residency:
         assert s.image is not None
         if not self.open(s, s.image.length):
             return False
-        state, count = s.image.state, s.image.length
+        state, count, tails = s.image.state, s.image.length, s.image.tails
         data = state.data if state.is_in_ram else self.disk.read(state)
         self._forget_image(s)
         if data is None:
             self.cells.drop(s.kv)
-        else:
-            self.cells.write(s.kv, data, count)
+            return True
+        at = count * self.cells.token_bytes
+        self.cells.write(s.kv, data[:at], count)
+        for tail in tails if s.branches else ():
+            assert s.branches is not None
+            kv = self.cells.share(s.kv)
+            if tail and not self.open(s, tail, kv):
+                self.cells.drop(kv)  # this beam and those after it are computed again
+                break
+            size = tail * self.cells.token_bytes
+            self.cells.write(kv, data[at : at + size], tail)
+            s.branches.kvs.append(kv)
+            at += size
         return True
 
     # --- out of the tensors -----------------------------------------------------------------------
@@ -86,16 +99,28 @@ class Residency:
         """Move its KV to RAM or disk, or drop it if both are full; the bytes moved."""
         if not s.computed:
             return 0
-        state = self._put_by(self.cells.read(s.kv, 0, s.computed))
+        data, tails = self.image(s)
+        state = self._put_by(data)
         if state is not None:
-            s.image = Image(state, s.computed)
+            s.image = Image(state, s.computed, tails)
+        if s.branches:
+            s.branches.leave(self.cells)
         self.cells.drop(s.kv)
         return state.size if state else 0
 
-    def give_image(self, s: Sequence, data: Bytes, computed: int) -> None:
+    def image(self, s: Sequence) -> tuple[Bytes, tuple[int, ...]]:
+        """All of its KV that is in tensors, its beams' tails last, and how long these are."""
+        own, beams = s.computed, s.branches.kvs if s.branches else []
+        parts = [self.cells.read(s.kv, 0, own)]
+        parts += [self.cells.read(kv, own, kv.length) for kv in beams]
+        return np.concatenate(parts), tuple(kv.length - own for kv in beams)
+
+    def give_image(
+        self, s: Sequence, data: Bytes, computed: int, tails: tuple[int, ...] = ()
+    ) -> None:
         """KV of its first positions, read from a file; dropped if RAM and disk are full."""
         if computed and (state := self._put_by(data)) is not None:
-            s.image = Image(state, computed)
+            s.image = Image(state, computed, tails)
 
     def _victim(self, s: Sequence) -> Sequence | None:
         others = [v for v in self.sequences.values() if v.kv.tensors and v is not s]
@@ -137,7 +162,8 @@ class Residency:
 
     def remove(self, s: Sequence) -> None:
         del self.sequences[s.number]
-        self.cells.drop(s.kv)
+        for kv in s.kvs:
+            self.cells.drop(kv)
         self._forget_image(s)
 
     def fork(self, s: Sequence, twin: Sequence) -> None:
@@ -145,6 +171,8 @@ class Residency:
         self.add(twin)
         twin.used_at = self.turn
         twin.kv = self.cells.share(s.kv)
+        if s.branches and twin.branches:
+            twin.branches.kvs = [self.cells.share(kv) for kv in s.branches.kvs]
         if s.image:
             twin.image = s.image
             s.image.sharers += 1
@@ -160,12 +188,13 @@ class Residency:
         """Invariants, in numbers."""
         found = self.prefixes.check()
         everyone = [*self.sequences.values()]
-        tensors = {id(s.kv.tensors): s.kv.tensors for s in everyone if s.kv.tensors}
+        kvs = [kv for s in everyone for kv in s.kvs]
+        tensors = {id(kv.tensors): kv.tensors for kv in kvs if kv.tensors}
         held = sum(t.capacity for t in tensors.values())
         if held != self.cells.used or held > self.cells.total:
             found.append(f"{held} cells are held, counted {self.cells.used} of {self.cells.total}")
         for key, t in tensors.items():
-            lengths = [s.computed for s in everyone if id(s.kv.tensors) == key]
+            lengths = [kv.length for kv in kvs if id(kv.tensors) == key]
             if len(lengths) != t.sharers or max(lengths) > t.filled or t.filled > t.capacity:
                 found.append(
                     f"tensors of {t.capacity} positions, {t.filled} filled, for {t.sharers}: "

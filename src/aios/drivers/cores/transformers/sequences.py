@@ -5,7 +5,7 @@ short of all of them: the last token made is fed to the model when the next one 
 logits need to be kept, not even in a snapshot.
 
 All that a forward pass needs is in ``kv``, of which a second one with the same content costs
-nothing (``Cells.share``); states that go on from one point, as of beams, are several of these.
+nothing (``Cells.share``). Of a beam search it is the prompt's; ``branches`` has the beams'.
 
 How a position is computed follows from its number and the prompt's length: full chunks of 64 on the
 grid; what is left of the prompt likewise, padded to one of WIDTHS, if it is longer than TAIL; else
@@ -20,6 +20,7 @@ from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept.disk import State
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.guesses import Guesses
+from aios.drivers.cores.transformers.branches import Branches
 from aios.drivers.cores.transformers.cells import BLOCK, Kv
 from aios.drivers.cores.transformers.prefixes import keys_of
 from aios.ports import Prompt
@@ -29,12 +30,15 @@ WIDTHS = (16, 32, BLOCK)
 
 
 class Image:
-    """KV of the first *length* positions in RAM or in a file; forks share one."""
+    """KV of the first *length* positions in RAM or in a file; forks share one.
 
-    __slots__ = ("length", "sharers", "state")
+    Of a search also the *tails*: how many positions each beam has beyond the prompt.
+    """
 
-    def __init__(self, state: State, length: int) -> None:
-        self.state, self.length, self.sharers = state, length, 1
+    __slots__ = ("length", "sharers", "state", "tails")
+
+    def __init__(self, state: State, length: int, tails: tuple[int, ...] = ()) -> None:
+        self.state, self.length, self.tails, self.sharers = state, length, tails, 1
 
 
 class Grant:
@@ -69,6 +73,7 @@ class Sequence:
         self.is_cancelled = False
         self.guesses: Guesses | None = None  # made when first decoding
         self.used_at = 0  # of the engine's turns
+        self.branches: Branches | None = None  # of a beam search, which makes tokens at its end
         self.kv = Kv()
         self.image: Image | None = None
 
@@ -105,8 +110,11 @@ class Sequence:
     @property
     def occupied(self) -> int:
         """Cells it occupies; those of shared tensors are divided among who shares them."""
-        tensors = self.kv.tensors
-        return -(-tensors.capacity // tensors.sharers) if tensors else 0
+        return sum(-(-t.capacity // t.sharers) for kv in self.kvs if (t := kv.tensors))
+
+    @property
+    def kvs(self) -> list[Kv]:
+        return [self.kv, *self.branches.kvs] if self.branches else [self.kv]
 
     def token(self, position: int) -> int:
         prompt = len(self.tokens)
