@@ -162,13 +162,13 @@ class Direct:
 
 
 class Server:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, threads: int = THREADS) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = path
         params.n_ctx, params.n_parallel = CELLS, SLOTS
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.n_gpu_layers = 0
         params.cache_ram_mib = 0
         params.port = 0

@@ -1,4 +1,4 @@
-"""llama.cpp's own server on a free port of the loopback, until the standard input ends."""
+"""llama.cpp's own server on a free port of the loopback, until it is killed."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def llama_server() -> Iterator[str]:
         try:
             yield process.stdout.readline().decode().strip() + "/v1"
         finally:
-            process.stdin.close()  # it ends with its standard input
+            process.kill()  # asked to end, it would wait for connections that we may hold
 
 
 def openai(url: str, model: str) -> OpenAICore:

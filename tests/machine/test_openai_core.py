@@ -42,6 +42,7 @@ from aios.testing import (
     settle,
     user,
 )
+from bench.remote import TOKEN_S, measure
 
 TEXT = "one two three four five six seven eight nine ten"
 KEY = "sk-a-key-that-nobody-must-see"
@@ -860,3 +861,10 @@ async def test_the_kernel_asks_for_each_answer_once(kind: str) -> None:
             assert (server.requests, server.tokens) == (12, 120)
             assert (await core.residency()).sequences == 0
         await core.close()
+
+
+async def test_the_bench_measures_what_it_says() -> None:
+    figures = await measure("scripted", tokens=20, rounds=1, pairs=2)
+    assert 0.3 < figures["ratio"] < 3
+    assert figures["straight"] < 4 / TOKEN_S
+    assert figures["first_token_straight_ms"] > TOKEN_S * 1000
