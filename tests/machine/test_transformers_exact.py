@@ -304,6 +304,7 @@ def uninterrupted(real: Rig) -> Bits:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_restored_at_every_step(real: Rig, uninterrupted: Bits, tmp_path: Path) -> None:
     """Each token by another life of the sequence: by turns thawed, paged, recomputed and forked."""
     asked = prompt(1, 60, new=STEPS)
@@ -335,6 +336,7 @@ def test_restored_at_every_step(real: Rig, uninterrupted: Bits, tmp_path: Path) 
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_batched_equals_alone(real: Rig, uninterrupted: Bits) -> None:
     others = [prompt(n, 20 + 30 * n, new=10 + 5 * n) for n in (2, 3, 4)]
     for number, asked in enumerate(others):
@@ -345,6 +347,7 @@ def test_batched_equals_alone(real: Rig, uninterrupted: Bits) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_the_padding_is_what_makes_it_so(real: Rig, uninterrupted: Bits) -> None:
     """Without it the bits do depend on who else is there, on this machine's libraries at least."""
     fresh = Engine(
