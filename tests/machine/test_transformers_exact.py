@@ -68,6 +68,12 @@ def test_its_snapshots_are_exact_here(rig: Rig) -> None:
     assert rig.engine.abilities.exact_snapshots
 
 
+def test_experts_are_never_packed(rig: Rig) -> None:
+    """How many rows each gets follows from the tokens: what holds for some need not for others."""
+    if hasattr(rig.engine.model.config, "num_experts_per_tok"):
+        assert rig.engine._packed == frozenset()
+
+
 def test_the_logits_are_the_models_own(rig: Rig) -> None:
     """Ours, chunk by chunk and row by row, against the library's own forward over all at once."""
     asked = prompt(5, 150)
@@ -151,6 +157,16 @@ def test_interrupted(
     assert before + rig.finish(number) == alone[name]
     if interrupt is fork:
         assert rig.finish(1) == alone[name]
+
+
+def test_many_prompts_at_once(rig: Rig) -> None:
+    """Chunks of every width, so many that some are packed together where that is exact."""
+    asked = [prompt(n, length) for n, length in enumerate([70, 80, 90, 75, 100, 110, 20, 30, 140])]
+    expected = [by_itself(rig.engine, one) for one in asked]
+    for number, one in enumerate(asked):
+        rig.engine.admit(number, one)
+    rig.finish_all([*range(len(asked))])
+    assert [rig.bits[number] for number in range(len(asked))] == expected
 
 
 # --- where the cells are short --------------------------------------------------------------------
@@ -304,6 +320,7 @@ def uninterrupted(real: Rig) -> Bits:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_restored_at_every_step(real: Rig, uninterrupted: Bits, tmp_path: Path) -> None:
     """Each token by another life of the sequence: by turns thawed, paged, recomputed and forked."""
     asked = prompt(1, 60, new=STEPS)
@@ -335,16 +352,20 @@ def test_restored_at_every_step(real: Rig, uninterrupted: Bits, tmp_path: Path) 
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_batched_equals_alone(real: Rig, uninterrupted: Bits) -> None:
-    others = [prompt(n, 20 + 30 * n, new=10 + 5 * n) for n in (2, 3, 4)]
-    for number, asked in enumerate(others):
-        real.engine.admit(number, asked)
+    """Its own chunks packed with those of others, and its tokens beside theirs."""
+    for number in (2, 3, 4):
+        real.engine.admit(number, prompt(number, 60 + number, new=8 * number))
     real.engine.admit(9, prompt(1, 60, new=STEPS))
-    real.finish_all([0, 1, 2, 9], tokens=7)
+    widths = {real.engine.residency.sequences[number].width for number in (2, 3, 4, 9)}
+    assert len(widths) == 1
+    real.finish_all([2, 3, 4, 9], tokens=7)
     assert real.bits[9] == uninterrupted
 
 
 @pytest.mark.model
+@pytest.mark.timeout(240)
 def test_the_padding_is_what_makes_it_so(real: Rig, uninterrupted: Bits) -> None:
     """Without it the bits do depend on who else is there, on this machine's libraries at least."""
     fresh = Engine(

@@ -13,10 +13,11 @@ of a matrix product depend on its number of rows (on how many are left over by t
 that a kernel takes at once, on how many threads share them), but in a product of one shape not on
 which row it is and what the other rows are. So there are few shapes:
 - a prompt is computed in chunks of 64 on a grid of 64 positions, each by itself, 64 rows; the last
-  may be padded to fewer, which follows from the prompt's length (``sequences.WIDTHS``);
+  may be padded to fewer, which follows from the prompt's length (``sequences.WIDTHS``). Four of
+  them make one pass where that was found to give the same bits (``_packs``);
 - all else goes in batches of ``rows`` rows, padded, and each row is attended by itself.
 Likewise the head of the model always gets ``rows`` rows. Whether that holds here is asked at the
-start (``_is_exact``): the same tokens at other rows of a batch must give the same bits, else the
+start (``_probe``): the same tokens at other rows of a batch must give the same bits, else the
 engine says that its snapshots are not exact.
 
 Padding makes a lone sequence pay for rows it has no use for; guesses (``text.guesses``) fill some.
@@ -54,7 +55,7 @@ from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, byte
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
 from aios.drivers.cores.transformers.residency import Residency
-from aios.drivers.cores.transformers.sequences import Grant, Sequence
+from aios.drivers.cores.transformers.sequences import WIDTHS, Grant, Sequence
 from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall, SetupError
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
@@ -62,6 +63,7 @@ from aios.ports import Residency as Report
 ROW_GROUP = 8  # rows of a small batch are a multiple of this
 MOST_ROWS = 56  # below a chunk's 64
 KV_SHARE = 0.5  # of the memory that the weights leave is for cells; the rest is for computing
+PACKED = 4  # chunks in one pass
 PROBE = 6  # rows that the probe at the start computes after a chunk
 LIKENESS = 0.95  # of our logits to those of the model by itself, at least (correlation)
 
@@ -164,7 +166,8 @@ class Engine:
         takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._keeps_rows = takes_rows and len(devices) == 1
         self._now = attach(model)
-        if deterministic and getattr(model, "_can_set_experts_implementation", bool)():
+        self._has_experts = any("expert" in name.lower() for name, _ in model.named_modules())
+        if deterministic and self._has_experts and model._can_set_experts_implementation():
             model.set_experts_implementation(EXPERTS)
         self._input = model.get_input_embeddings().weight.device
         if self._input.type == "meta":  # offloaded: the hooks move what they get
@@ -176,6 +179,7 @@ class Engine:
         self.residency = Residency(pool, ram_bytes, Disk(disk, disk_bytes), share=share)
         self._model_id = fingerprint(model)
         is_exact = _asked(name, model, self._probe) and deterministic
+        self._packed = self._packs() if deterministic else frozenset()
         self.abilities = Abilities(
             name,
             slots,
@@ -263,6 +267,46 @@ class Engine:
                 "only); choose a plain transformer."
             )
         return bool((ours == moved).all())
+
+    def _packs(self) -> frozenset[int]:
+        """The widths of which PACKED chunks in one pass give the bits that each gives alone.
+
+        How a product adds up depends on its shape and not on its numbers, so what holds for these
+        tokens holds for all. Experts get shapes by their numbers: nothing is said for them.
+        """
+        if self._has_experts:
+            return frozenset()
+        return frozenset(width for width in WIDTHS if self._is_packed_alike(width))
+
+    def _is_packed_alike(self, width: int) -> bool:
+        cells = self.residency.cells
+        kvs = [Kv() for _ in range(2 * PACKED)]
+        if not all([cells.open(kv, width) for kv in kvs]):
+            for kv in kvs:
+                cells.drop(kv)
+            return False
+        tokens = [3 + 7 * i % 61 for i in range(PACKED * width)]
+        segments = [Segment(kv.tensors, 0, 0, width) for kv in kvs if kv.tensors]
+        alone = []
+        for place in range(PACKED):
+            step = Step([segments[place]], in_one_piece=True)
+            part = tokens[place * width : (place + 1) * width]
+            alone.append(self._forward(part, range(width), step, [width - 1] * self._rows)[0])
+        for place, segment in enumerate(segments[PACKED:]):
+            segment.row = place * width
+        ends = [(place + 1) * width - 1 for place in range(PACKED)]
+        packed = self._forward(
+            tokens,
+            [*range(width)] * PACKED,
+            Step(segments[PACKED:], in_one_piece=True),
+            ends + [0] * (self._rows - PACKED),
+        )
+        is_alike = all(bool((packed[place] == alone[place]).all()) for place in range(PACKED))
+        for one, other in zip(kvs[:PACKED], kvs[PACKED:], strict=True):
+            is_alike &= bool((cells.read(one, 0, width) == cells.read(other, 0, width)).all())
+        for kv in kvs:
+            cells.drop(kv)
+        return is_alike
 
     def _probed(self, tokens: Many[int], first: int) -> Any:
         """Logits of the last tokens in a small batch in which they begin at row *first*."""
@@ -416,19 +460,24 @@ class Engine:
         return done + (self._compute() if self._is_deterministic else self._compute_at_once())
 
     def _compute(self) -> list[Done]:
-        """Chunks first, each by itself, then small batches."""
+        """Chunks, then small batches."""
         done: list[Done] = []
         batch: list[_Part | _BranchPart] = []
+        chunks: list[_Part] = []
         has_computed = False
         waiting = [*self._granted.values()]
         left = sum(len(s.kvs) if s.branches else s.pending for s in waiting if not s.chunk)
         for s in waiting:
             if s.grant is None or not self.residency.bring(s):
                 continue  # the room was made of it, or there is none
+            if s.chunk and any(s.next_key and s.next_key == p.s.next_key for p in chunks):
+                done += self._chunks(chunks)  # somebody is about to compute the same: adopt it
+                chunks = []
+                self.residency.bring(s)
             if s.chunk:
                 if self.residency.open(s, s.width):
                     has_computed = True
-                    done += self._pass([_Part(s, s.chunk, [])], s.width, in_one_piece=True)
+                    chunks.append(_Part(s, s.chunk, []))
                 continue
             part = self._small_part(s, max(0, self._rows - left))
             if part is None:
@@ -438,11 +487,23 @@ class Engine:
                 has_computed, batch = True, []
             left += len(part.guesses) if isinstance(part, _Part) else 0
             batch.append(part)
+        done += self._chunks(chunks)
         if batch:
             has_computed = True
             done += self._pass(batch, self._rows, in_one_piece=False)
         if not done and not has_computed and self._granted:
             done.append(self._give_up(next(iter(self._granted.values()))))
+        return done
+
+    def _chunks(self, chunks: list[_Part]) -> list[Done]:
+        """Those of one width packed together, as many as were asked for at the start, or alone."""
+        done: list[Done] = []
+        for width in WIDTHS:
+            left = [part for part in chunks if part.s.width == width]
+            while left:
+                count = PACKED if len(left) >= PACKED and width in self._packed else 1
+                done += self._pass(left[:count], width, in_one_piece=True)
+                left = left[count:]
         return done
 
     def _compute_at_once(self) -> list[Done]:
@@ -502,7 +563,10 @@ class Engine:
     def _pass(
         self, parts: Many[_Part | _BranchPart], width: int, *, in_one_piece: bool
     ) -> list[Done]:
-        """One forward pass of these, padded to *width* rows, and what it leads to."""
+        """One forward pass of these, and what it leads to.
+
+        It is padded to *width* rows; where each is attended in one piece, each by itself.
+        """
         tokens: list[int] = []
         positions: list[int] = []
         segments: list[Segment] = []
@@ -513,9 +577,10 @@ class Engine:
             tokens += part.tokens
             positions += part.positions
             wanted += part.chosen_at
-        padding = max(0, width - len(tokens))
-        tokens += [0] * padding
-        positions += [0] * padding
+            if in_one_piece or part is parts[-1]:
+                padding = [0] * (width - (len(tokens) - (part.row if in_one_piece else 0)))
+                tokens += padding
+                positions += padding
         head = self._rows if self._is_deterministic and wanted else 0
         keep = wanted + [0] * (head - len(wanted))
         logits = self._forward(tokens, positions, Step(segments, in_one_piece=in_one_piece), keep)

@@ -103,6 +103,11 @@ class Sequence:
         return min(left, BLOCK) if left >= BLOCK or (on_grid and left > TAIL) else 0
 
     @property
+    def next_key(self) -> bytes | None:
+        """The name of that chunk, if it is a full one."""
+        return self.keys[self.computed // BLOCK] if self.chunk == BLOCK else None
+
+    @property
     def width(self) -> int:
         """To how many rows that chunk is padded."""
         return next(width for width in WIDTHS if self.chunk <= width)
