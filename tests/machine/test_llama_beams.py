@@ -16,7 +16,7 @@ from aios.drivers.cores.text.beams import Search, unpack
 from aios.errors import InvalidCall
 from aios.ports import Prompt, Slice, SliceResult
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 
 NEW = 40
 SCHEMA = {
