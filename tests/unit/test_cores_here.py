@@ -9,8 +9,8 @@ from msgspec import structs
 
 from aios.abi.calls import CoreSpec
 from aios.config import Config
-from aios.drivers.cores.configured import ConfiguredCores
-from aios.errors import Conflict
+from aios.drivers.cores.configured import ConfiguredCores, key_of
+from aios.errors import Conflict, CoreRefused, SetupError
 from aios.models import ModelFile, ModelStore
 from aios.testing import FakeClock
 
@@ -52,3 +52,39 @@ def test_a_model_that_the_embedded_core_cannot_run_is_no_core_by_itself() -> Non
         ("windowed", "transformers"),
         ("plain", "embedded"),
     ]
+
+
+def test_a_description_that_cannot_be_is_told_at_the_start() -> None:
+    config = Config(cores={"box": CoreSpec(model="m")})
+    with pytest.raises(SetupError, match=r"config\.toml, \[cores\.box\]: .*address of its server"):
+        ConfiguredCores(Store(), config, FakeClock())
+
+
+def test_a_key_comes_from_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keyring
+    from keyring.backend import KeyringBackend
+
+    class Ring(KeyringBackend):
+        priority = 1.0
+
+        def get_password(self, service: str, username: str) -> str | None:
+            return {"work": "from-the-ring"}.get(username) if service == "aios" else None
+
+        def set_password(self, service: str, username: str, password: str) -> None: ...
+
+        def delete_password(self, service: str, username: str) -> None: ...
+
+    before = keyring.get_keyring()
+    keyring.set_keyring(Ring())
+    try:
+        assert key_of("box", CoreSpec(keyring="work")) == "from-the-ring"
+        with pytest.raises(CoreRefused, match="no key 'home'"):
+            key_of("box", CoreSpec(keyring="home"))
+    finally:
+        keyring.set_keyring(before)
+    monkeypatch.setenv("BOX_KEY", "from-the-environment")
+    assert key_of("box", CoreSpec(key_env="BOX_KEY")) == "from-the-environment"
+    monkeypatch.delenv("BOX_KEY")
+    with pytest.raises(CoreRefused, match="BOX_KEY"):
+        key_of("box", CoreSpec(key_env="BOX_KEY"))
+    assert key_of("box", CoreSpec()) is None

@@ -22,7 +22,7 @@ from aios.drivers.cores.provider import ProviderCore
 from aios.drivers.cores.transformers.core import TransformersCore
 from aios.drivers.cores.transformers.names import source_of
 from aios.drivers.prices import price_of
-from aios.errors import Conflict, CoreRefused, InvalidCall, NotFound
+from aios.errors import Conflict, CoreRefused, InvalidCall, NotFound, SetupError
 from aios.ports import Clock, Core, CoreFacts
 
 
@@ -62,6 +62,11 @@ class ConfiguredCores:
         self._gates = Gates(clock, self._tell)
         self.on_gate: OnEvent | None = None
         self._specs = dict(config.cores)
+        for name, spec in self._specs.items():
+            try:
+                check(name, spec)
+            except InvalidCall as error:
+                raise SetupError(f"config.toml, [cores.{name}]: {error.message}") from error
         self.default = config.core.model
 
     def facts(self) -> list[CoreFacts]:
