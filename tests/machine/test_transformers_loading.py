@@ -232,7 +232,7 @@ def test_pieces_say_what_the_tokenizer_says(family: Callable[[], Any], tmp_path:
     assert b"".join(found._piece(token) for token in tokens) == text.encode()
     ends = tokenizer.convert_tokens_to_ids(["<|start|>", "<|end|>"])
     assert [found._piece(token) for token in ends] == [b"", b""]
-    assert [found._text(token) for token in ends] == ["<|start|>", "<|end|>"]
+    assert [found._spelling(token) for token in ends] == ["<|start|>", "<|end|>"]
     rig = Rig(found)
     found.admit(1, prompt(1, 20, temperature=50.0, new=40))
     rig.finish(1)

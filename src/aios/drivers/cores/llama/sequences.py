@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios.abi.messages import FinishReason, TokenLogprob
+from aios.abi.messages import FinishReason
 from aios.drivers.cores.kept.disk import State
 from aios.drivers.cores.kept.snapshots import Part
 from aios.drivers.cores.llama.branches import Branches
@@ -22,6 +22,7 @@ from aios.drivers.cores.llama.cells import BLOCK
 from aios.drivers.cores.llama.prefixes import Node
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.guesses import Guesses
+from aios.drivers.cores.text.speaker import Grant
 from aios.ports import Prompt
 
 
@@ -33,18 +34,6 @@ class Image:
     def __init__(self, state: State, start: int, end: int, parts: tuple[Part, ...] = ()) -> None:
         self.state, self.start, self.end, self.parts = state, start, end, parts
         self.sharers = 1
-
-
-class Grant:
-    """A slice in progress: how many tokens it may decode, and what it has done."""
-
-    __slots__ = ("logprobs", "order", "prefilled", "tokens", "wanted")
-
-    def __init__(self, wanted: int, order: int) -> None:
-        self.wanted, self.order = wanted, order
-        self.prefilled = 0
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
 
 
 class Sequence:

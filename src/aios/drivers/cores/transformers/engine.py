@@ -26,7 +26,6 @@ With *deterministic* off a turn is one pass of everything that is wanted, as lon
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
@@ -39,15 +38,14 @@ import psutil
 import torch
 from llguidance.hf import from_tokenizer
 
-from aios.abi.messages import FinishReason, TokenLogprob
 from aios.drivers.cores.kept import snapshots
 from aios.drivers.cores.kept.disk import Disk
-from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.beams import MOST
-from aios.drivers.cores.text.grammar import Grammars, call_schema, dead_end
+from aios.drivers.cores.text.grammar import Grammars
 from aios.drivers.cores.text.guesses import Guesses
-from aios.drivers.cores.text.sampling import Logits, check_bias, choose, logprobs, masked
+from aios.drivers.cores.text.sampling import Logits
 from aios.drivers.cores.text.searches import Searches
+from aios.drivers.cores.text.speaker import Grant, Speaker, plan
 from aios.drivers.cores.text.template import Template
 from aios.drivers.cores.transformers.attention import Segment, Step, attach
 from aios.drivers.cores.transformers.branches import Branches
@@ -55,7 +53,7 @@ from aios.drivers.cores.transformers.cells import BLOCK, Cells, Kv, Layout, byte
 from aios.drivers.cores.transformers.experts import NAME as EXPERTS
 from aios.drivers.cores.transformers.loading import fingerprint, first_line
 from aios.drivers.cores.transformers.residency import Residency
-from aios.drivers.cores.transformers.sequences import WIDTHS, Grant, Sequence
+from aios.drivers.cores.transformers.sequences import WIDTHS, Sequence
 from aios.errors import AiosError, ContextOverflow, CoreFailed, CoreRefused, InvalidCall, SetupError
 from aios.ports import Abilities, Admitted, Frozen, Paged, Prompt, Slice, SliceResult
 from aios.ports import Residency as Report
@@ -188,7 +186,6 @@ class Engine:
             exact_snapshots=is_exact,
             beams=min(MOST, self._rows),
         )
-        self._searches = Searches(self._piece, self._is_end)
         # a model may have logits for more than there are, to round their number up
         self._known = max(tokenizer.get_vocab().values()) + 1
         self._vocabulary = from_tokenizer(
@@ -202,8 +199,9 @@ class Engine:
         self._control = {number for number, token in added.items() if token.special}
         spelt = tuple(str(token) for token in added.values() if token.special)
         self._template = Template(_chat_template(tokenizer), bos, eos, spelt)
-        self._end_tokens = frozenset(self._ends())
-        self._pieces: dict[int, bytes] = {}
+        ends = frozenset(self._ends())
+        self._speaker = Speaker(self._piece, self._spelling, ends.__contains__)
+        self._searches = Searches(self._speaker.piece, self._speaker.is_end)
         self._measured: tuple[object, Many[int]] = (None, ())  # the last prompt, and its tokens
         self._orders = counter()
         self._granted: dict[int, Sequence] = {}  # in the order of their grants
@@ -372,34 +370,18 @@ class Engine:
         self, number: int, prompt: Prompt, tokens: Many[int], made: Many[int] = ()
     ) -> Admitted:
         """Likewise, with the prompt's tokens given."""
-        window, wanted = self.abilities.context_tokens, prompt.sampling.max_tokens
-        if not 0 < len(tokens) < window:
-            raise ContextOverflow(
-                f"the prompt has {len(tokens)} tokens, but the window of {self.abilities.model} "
-                f"is {window}; shorten the messages."
-            )
-        if wanted is not None and wanted < 1:
-            raise InvalidCall(f"max_tokens must be at least 1, not {wanted}.")
-        check_bias(prompt.sampling, self._vocabulary.vocab_size, self.abilities.model)
-        if prompt.sampling.beams > self.abilities.beams:
-            raise InvalidCall(
-                f"beams must be at most {self.abilities.beams}, not {prompt.sampling.beams}."
-            )
-        limit = min(wanted or window, window - len(tokens))
-        forced = bool(prompt.tools) and prompt.tool_choice not in ("auto", "none")
-        names = tuple(tool.name for tool in prompt.tools) if prompt.tool_choice != "none" else ()
-        schema = call_schema(prompt.tools, prompt.tool_choice) if forced else prompt.schema
-        matcher = self._grammars.matcher(schema) if schema is not None else None
-        answer = Answer(() if forced else prompt.sampling.stop, names, forced=forced)
-        s = Sequence(number, prompt, tuple(tokens), limit, answer, matcher)
+        planned = plan(
+            prompt, len(tokens), self.abilities, self._vocabulary.vocab_size, lambda: self._grammars
+        )
+        s = Sequence(number, prompt, tuple(tokens), *planned)
         if prompt.sampling.beams > 1:
             s.branches = self._searches.begin(s, Branches, made)
         else:
             for token in made:
-                self._accept(s, token)
+                self._speaker.accept(s, token)
             s.answer.take()  # has been delivered before
         self.residency.add(s)
-        return Admitted(number, len(tokens), self.residency.cached(s), limit)
+        return Admitted(number, len(tokens), self.residency.cached(s), s.max_tokens)
 
     def fork(self, number: int, new: int) -> None:
         """A second sequence in the same state, under the number *new*."""
@@ -652,41 +634,10 @@ class Engine:
                 self._step(s, s.branches, [logits])
                 self._searches.hand_out(s, s.branches)
             return
-        sampling, grant = s.prompt.sampling, s.grant
-        assert grant is not None
+        assert s.grant is not None
         if self.watch:
             self.watch(s.number, s.length, logits)
-        allowed = masked(logits, s.matcher.compute_bitmask()) if s.matcher else logits
-        token = choose(allowed, sampling, len(s.made))
-        grant.tokens.append(token)
-        if sampling.logprobs is not None:
-            own, best = logprobs(logits, token, sampling.logprobs)
-            top = tuple((self._text(other), value) for other, value in best)
-            grant.logprobs.append(TokenLogprob(self._text(token), own, top))
-        self._accept(s, token)
-
-    def _accept(self, s: Sequence, token: int) -> None:
-        """One more token was made."""
-        s.made.append(token)
-        if self._is_end(s, token):
-            s.answer.end()
-            s.reason = "stop"
-            return
-        s.answer.feed(self._piece(token))
-        if s.guesses:
-            s.guesses.add(token)
-        if s.matcher:
-            s.matcher.consume_token(token)
-        is_matched = s.matcher is not None and s.matcher.is_stopped()
-        if s.answer.is_stopped or is_matched:
-            s.reason = "stop"
-        elif len(s.made) >= s.max_tokens:
-            s.reason = "length"
-
-    def _is_end(self, s: Sequence, token: int) -> bool:
-        """Does this token end its answer?"""
-        is_ignored = s.prompt.sampling.ignore_end and not s.matcher
-        return not is_ignored and token in self._end_tokens
+        self._speaker.sample(s, s.grant, logits)
 
     def _end_slice(self, s: Sequence) -> Done:
         """Take the grant back; what its slice did."""
@@ -694,25 +645,7 @@ class Engine:
         assert grant is not None
         del self._granted[s.number]
         s.used_at = self.residency.turn
-        said = [one.matcher for one in s.branches.said] if s.branches else [s.matcher]
-        if broken := [matcher for matcher in said if matcher and matcher.is_error()]:
-            return s.number, dead_end(broken[0])
-        reason: FinishReason | None = "cancelled" if s.is_cancelled else s.reason
-        if reason:
-            s.reason = reason
-            s.answer.end()
-            text, calls = s.answer.finish(self._identity(s))
-        else:
-            text, calls = s.answer.take(), ()
-        return s.number, SliceResult(
-            prefilled=grant.prefilled,
-            tokens=tuple(grant.tokens),
-            text=text,
-            logprobs=tuple(grant.logprobs),
-            tool_calls=calls,
-            finish_reason="tool_calls" if calls and reason == "stop" else reason,
-            cells=s.occupied,
-        )
+        return s.number, self._speaker.result(s, grant)
 
     def _give_up(self, s: Sequence) -> Done:
         """The first in line cannot go on although all others made way."""
@@ -724,20 +657,11 @@ class Engine:
             f"{self.abilities.model}; shorten the messages."
         )
 
-    def _identity(self, s: Sequence) -> str:
-        text = ",".join(map(str, (*s.tokens, -1, *s.made)))
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
     def _piece(self, token: int) -> bytes:
         """What a token says; nothing if it is a control token."""
-        piece = self._pieces.get(token)
-        if piece is None:
-            is_text = token not in self._control
-            piece = self._vocabulary.decode_bytes([token]) if is_text else b""
-            self._pieces[token] = piece
-        return piece
+        return b"" if token in self._control else self._vocabulary.decode_bytes([token])
 
-    def _text(self, token: int) -> str:
+    def _spelling(self, token: int) -> str:
         if token in self._control:
             return str(self.tokenizer.added_tokens_decoder[token])
         return self._piece(token).decode("utf-8", "replace")

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios.abi.messages import FinishReason, TokenLogprob
+from aios.abi.messages import FinishReason
 from aios.drivers.cores.kept.disk import State
 from aios.drivers.cores.text.answer import Answer
 from aios.drivers.cores.text.guesses import Guesses
+from aios.drivers.cores.text.speaker import Grant
 from aios.drivers.cores.transformers.branches import Branches
 from aios.drivers.cores.transformers.cells import BLOCK, Kv
 from aios.drivers.cores.transformers.prefixes import keys_of
@@ -39,18 +40,6 @@ class Image:
 
     def __init__(self, state: State, length: int, tails: tuple[int, ...] = ()) -> None:
         self.state, self.length, self.tails, self.sharers = state, length, tails, 1
-
-
-class Grant:
-    """A slice in progress: how many tokens it may decode, and what it has done."""
-
-    __slots__ = ("logprobs", "order", "prefilled", "tokens", "wanted")
-
-    def __init__(self, wanted: int, order: int) -> None:
-        self.wanted, self.order = wanted, order
-        self.prefilled = 0
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
 
 
 class Sequence:
