@@ -1160,5 +1160,8 @@ class Cores(Protocol):
     def add(self, name: str, spec: CoreSpec) -> None:
         """Have one more; Conflict if the name is taken, InvalidCall if it cannot be."""
 
+    def check_removable(self, name: str) -> None:
+        """InvalidCall for a core that was neither added nor configured."""
+
     def remove(self, name: str) -> None:
-        """Have it no more; InvalidCall if it is not one that was added or configured."""
+        """Have it no more."""

@@ -339,6 +339,9 @@ class ScriptedCores:
     def add(self, name: str, spec: CoreSpec) -> None:
         raise InvalidCall(f"{name} cannot be added: the scripted cores are given beforehand.")
 
+    def check_removable(self, name: str) -> None:
+        """All are."""
+
     def remove(self, name: str) -> None:
         del self._cores[name]
 

@@ -17,8 +17,8 @@ from aios.abi import events as ev
 from aios.abi import wire
 from aios.abi.calls import Generation
 from aios.abi.messages import Delta, Message, TokenLogprob, ToolUse, Usage
-from aios.errors import CoreFailed, InvalidCall, StoreFailed
-from aios.kernel.process import OpenCall
+from aios.errors import CoreFailed, CoreTimeout, InvalidCall, StoreFailed
+from aios.kernel.process import OpenCall, Process
 from aios.kernel.scheduler import LineClosed
 from aios.ports import Admitted, CallHistory, Prompt, SliceResult, TokensRow
 
@@ -172,11 +172,13 @@ def _validate_bias(bias: tuple[tuple[int, float], ...]) -> None:
             raise InvalidCall(f"logit_bias names {token}, which is no id of a token.")
 
 
-def check_beams(kernel: Kernel, scheduler: Scheduler, prompt: Prompt) -> None:
-    """InvalidCall if its core does not keep so many hypotheses."""
+def check_beams(kernel: Kernel, call: OpenCall, scheduler: Scheduler, prompt: Prompt) -> None:
+    """InvalidCall if its core does not keep so many hypotheses; LineClosed if another may."""
     wanted, most = prompt.sampling.beams, scheduler.core.abilities.beams
     if wanted <= most:
         return
+    if call.route is not None and call.route.has_others:
+        raise LineClosed(f"{scheduler.name} keeps at most {most} beams, not {wanted}.")
     able = [name for name, s in kernel.schedulers.items() if s.core.abilities.beams >= wanted]
     says = f"keeps at most {most} beams, not {wanted}" if most > 1 else "does no beam search"
     raise InvalidCall(
@@ -197,7 +199,7 @@ async def run(
     What an earlier life of its program had made of it is not made again. When the core fails for
     good, *progress* says how far it came, and another core may go on from there.
     """
-    check_beams(kernel, scheduler, progress.prompt)
+    check_beams(kernel, call, scheduler, progress.prompt)
     if scheduler.name in kernel.draining and not progress.tokens:  # it waited for its context
         scheduler.send_away(call)
     progress.go_to(scheduler.name)
@@ -254,6 +256,22 @@ async def _make(
     frozen: str | None,
 ) -> None:
     """Slice after slice, until it is at its end; CoreFailed when its core is given up."""
+    bill = Bill()
+    try:
+        await _slices(kernel, call, scheduler, progress, frozen, bill)
+    except (CoreFailed, CoreTimeout):
+        bill.give_back(call.process, progress)
+        raise
+
+
+async def _slices(
+    kernel: Kernel,
+    call: OpenCall,
+    scheduler: Scheduler,
+    progress: Progress,
+    frozen: str | None,
+    bill: Bill,
+) -> None:
     process, ticket = call.process, call.ticket
     assert ticket is not None
     lost, life = 0, scheduler.life
@@ -274,7 +292,7 @@ async def _make(
                 kernel.core_found(scheduler)
             ticket.sequence = admitted.sequence
             frozen = None  # after a crash its tokens are enough
-            await _pay_for_prompt(kernel, call, scheduler, progress, admitted)
+            await _pay_for_prompt(kernel, call, scheduler, progress, admitted, bill)
         try:
             result = await scheduler.run(ticket)
         except LineClosed:
@@ -284,8 +302,9 @@ async def _make(
             lost = kernel.core_lost(scheduler, life, error, lost)
             continue
         if result is None:
-            kernel.processes.exhausted(process)
+            kernel.processes.exhausted(process, rate=scheduler.answer_usd)
             continue
+        bill.close()
         if result.tokens:
             lost = 0
             kernel.core_found(scheduler)
@@ -326,10 +345,45 @@ def _correct(call: OpenCall, scheduler: Scheduler, progress: Progress, result: S
     progress.uncounted += answer
 
 
+class Bill:
+    """What was paid for a prompt of which nothing has come yet: a core that fails gives it back."""
+
+    def __init__(self) -> None:
+        self._spent = Usage()
+
+    def pay(self, process: Process, progress: Progress, core: str, spent: Usage) -> None:
+        """Once for a generation and core, however often it is admitted; it was reserved."""
+        process.budget.settle(spent.tokens, spent.tokens, spent.usd, spent.usd)
+        progress.paid = core
+        progress.prompt_tokens, progress.cached_tokens = spent.prompt_tokens, spent.cached_tokens
+        progress.took += Usage(usd=spent.usd)
+        process.usage += spent
+        self._spent = spent
+
+    def close(self) -> None:
+        """Something has come of it."""
+        self._spent = Usage()
+
+    def give_back(self, process: Process, progress: Progress) -> None:
+        spent, self._spent = self._spent, Usage()
+        if not spent.tokens:
+            return
+        back = Usage(-spent.prompt_tokens, 0, -spent.cached_tokens, usd=-spent.usd)
+        process.budget.settle(0, back.tokens, 0.0, back.usd)
+        process.usage += back
+        progress.took += Usage(usd=back.usd)
+        progress.paid, progress.prompt_tokens, progress.cached_tokens = "", 0, 0
+
+
 async def _pay_for_prompt(
-    kernel: Kernel, call: OpenCall, scheduler: Scheduler, progress: Progress, admitted: Admitted
+    kernel: Kernel,
+    call: OpenCall,
+    scheduler: Scheduler,
+    progress: Progress,
+    admitted: Admitted,
+    bill: Bill,
 ) -> None:
-    """Book the prompt's tokens, once for a generation and core, however often it is admitted."""
+    """Book the prompt's tokens."""
     kernel.trace.emit(
         ev.TicketQueued,
         call.process.pid,
@@ -338,20 +392,16 @@ async def _pay_for_prompt(
         prompt_tokens=admitted.prompt_tokens,
         cached_tokens=admitted.cached_tokens,
     )
+    process, wanted, cached = call.process, admitted.prompt_tokens, admitted.cached_tokens
     if progress.paid == scheduler.name:
         return
-    process, wanted = call.process, admitted.prompt_tokens
-    cached = admitted.cached_tokens
     usd = (wanted - cached) * scheduler.prompt_usd + cached * scheduler.cached_usd
     rate = usd / wanted if wanted else 0.0
     while not process.budget.reserve_tokens(wanted, at_least=wanted, rate=rate):
-        kernel.processes.exhausted(process, wanted)
+        kernel.processes.exhausted(process, wanted, rate=rate)
         await kernel.blocked(call)
-    process.budget.settle_tokens(wanted, wanted, rate)
-    progress.paid = scheduler.name
-    progress.prompt_tokens, progress.cached_tokens = wanted, cached
-    progress.took += Usage(usd=usd)
-    process.usage += Usage(prompt_tokens=wanted, cached_tokens=cached, usd=usd)
+    spent = Usage(prompt_tokens=wanted, cached_tokens=cached, usd=usd)
+    bill.pay(process, progress, scheduler.name, spent)
 
 
 def _show(call: OpenCall, delta: Delta, durable: asyncio.Future[None]) -> None:

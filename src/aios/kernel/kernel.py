@@ -420,6 +420,8 @@ class Kernel:
             return asked
         alias = self.config.server.aliases.get(asked)
         if alias is not None:
+            if nothing := routing.unknown_in(alias, cores):
+                raise routing.unknown(nothing, cores)
             return alias
         if process.wrap_model:
             self.trace.emit(ev.ModelSubstituted, process.pid, asked=asked, used=own)
@@ -444,9 +446,10 @@ class Kernel:
 
     def first_core(self, asked: str) -> str:
         """The core that something asked for would go to now."""
-        choices = routing.rank(asked, self.cores_now())
+        cores = self.cores_now()
+        choices = routing.rank(asked, cores)
         if not choices:
-            raise routing.all_draining(asked)
+            raise routing.nowhere(asked, cores)
         return choices[0].core
 
     async def scheduler(self, model: str) -> Scheduler:
@@ -461,8 +464,10 @@ class Kernel:
 
     async def _open(self, model: str) -> Scheduler:
         try:
+            facts = next((one for one in self.cores.facts() if one.name == model), None)
+            if facts is None:
+                raise routing.unknown(model, self.cores_now())
             core = await self.cores.open(model)
-            facts = next(facts for facts in self.cores.facts() if facts.name == model)
             settings = self.config.scheduler
             scheduler = Scheduler(
                 model,

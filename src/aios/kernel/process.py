@@ -174,6 +174,7 @@ class Process:
         "user",
         "waiters",
         "wanted",
+        "wanted_usd",
         "wrap_model",
     )
 
@@ -198,6 +199,7 @@ class Process:
         self.key_id: str | None = None
         self.keeper: asyncio.Task[None] | None = None  # waits for its end, then to forget it
         self.wanted = 1  # tokens that it needs to go on, when it is at the cap
+        self.wanted_usd = 0.0  # for each of these
         self.os: Started | None = None
         self.survivor: Started | None = None  # of a dead kernel, to be ended before a next life
         self.restarts = 0

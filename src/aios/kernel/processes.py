@@ -329,12 +329,16 @@ class Processes:
                 scheduler.wake(process)
         self._kernel.trace.emit(ev.ProcessResumed, process.pid, self.row(process), reason=reason)
 
-    def exhausted(self, process: Process, wanted: int = 1, stop: bool = False) -> None:
+    def exhausted(
+        self, process: Process, wanted: int = 1, stop: bool = False, rate: float = 0.0
+    ) -> None:
         """At the cap: suspend the process, or fail the call if it asked for that.
 
-        *wanted* is how many tokens it needs to go on.
+        *wanted* is how many tokens it needs to go on, at *rate* dollars each.
         """
-        what = process.budget.exhausted() or "tokens"
+        free = process.budget.tokens_free()
+        short = "tokens" if free is not None and free < wanted else "usd" if rate else "tokens"
+        what = process.budget.exhausted() or short
         if process.on_exhausted == "fail":
             error = BudgetExhausted(
                 f"process {process.pid} has no {what} left in its budget; "
@@ -345,14 +349,14 @@ class Processes:
             for call in list(process.calls.values()):
                 call.end(error)
             return
-        process.wanted = wanted
+        process.wanted, process.wanted_usd = wanted, rate
         self.at_cap.add(process)
         self.suspend(process, "budget")
 
     def recheck_budgets(self) -> None:
         """After tokens were given back: who stopped only because they were held goes on."""
         for process in list(self.at_cap):
-            free = process.budget.tokens_free()
+            free = process.budget.tokens_free(process.wanted_usd)
             if (free is None or free >= process.wanted) and process.budget.exhausted() is None:
                 self.resume(process, "budget")
 

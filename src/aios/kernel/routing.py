@@ -20,6 +20,7 @@ from aios.errors import (
     Conflict,
     ContextOverflow,
     CoreFailed,
+    CoreRefused,
     CoreTimeout,
     NotFound,
     SetupError,
@@ -141,6 +142,7 @@ class Route:
         self._failed: dict[str, AiosError] = {}
         self._pause_s = 0.0
         self._stuck_since: float | None = None
+        self._cause: AiosError | None = None  # of being stuck
         self._made = 0  # tokens, when it failed last
 
     def __repr__(self) -> str:
@@ -157,6 +159,15 @@ class Route:
     def _goes_on(self, name: str) -> bool:
         scheduler = self._kernel.schedulers.get(name)
         return scheduler is None or scheduler.core.abilities.preemptible
+
+    def has_larger(self, window: int) -> bool:
+        """Whether another core that is left has a wider window, or one that nobody knows yet."""
+        cores = {core.facts.name: core.context_tokens for core in self._kernel.cores_now()}
+        return any(
+            not cores[choice.core] or cores[choice.core] > window
+            for choice in self._left()
+            if choice.core != self._here
+        )
 
     def _left(self) -> list[Choice]:
         return [choice for choice in self._possible() if choice.core not in self._failed]
@@ -181,7 +192,8 @@ class Route:
             try:
                 scheduler = await self._kernel.scheduler(choice.core)
                 return await work(scheduler)
-            except LineClosed as error:
+            except LineClosed as error:  # drained, or not made for this
+                self._failed[choice.core] = error
                 before, reason = choice.core, error.message
             except ContextOverflow as error:
                 if not self.has_others:
@@ -189,7 +201,8 @@ class Route:
                 self._failed[choice.core] = error
                 before, reason = choice.core, error.message
             except (CoreFailed, CoreTimeout, SetupError) as error:
-                self._kernel.core_down(choice.core, error)
+                if not (isinstance(error, CoreRefused) and self._tokens_made):  # else its one fault
+                    self._kernel.core_down(choice.core, error)  # is not to go on from a text
                 self._failed[choice.core] = error
                 before, reason = choice.core, error.message
             finally:
@@ -224,8 +237,8 @@ class Route:
             return Choice(asked, ONLY)  # there is nothing to choose
         while not (left := self._left()):
             last = self._failed.get(before)
-            if last is None:
-                raise all_draining(self._asked)
+            if last is None or (isinstance(last, LineClosed) and not self._possible()):
+                raise nowhere(self._asked, kernel.cores_now())
             if not self._possible():
                 raise last
             await self._pause(last)
@@ -238,14 +251,16 @@ class Route:
         kernel = self._kernel
         now, made = kernel.clock.monotonic(), self._tokens_made
         if self._stuck_since is None or made > self._made:
-            self._stuck_since, self._pause_s = now, 0.0
+            self._stuck_since, self._pause_s, self._cause = now, 0.0, last
         self._made = made
         facts = {core.facts.name: core.facts for core in kernel.cores_now()}
         elsewhere = any(name in facts and not facts[name].is_here for name in self._failed)
-        over = now - self._stuck_since >= kernel.config.scheduler.outage_s
-        if not elsewhere or over or not last.retryable:
+        left = self._stuck_since + kernel.config.scheduler.outage_s - now
+        if not elsewhere or not last.retryable:
             raise last
-        self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 or SHORTEST_PAUSE_S)
+        if left <= 0:
+            raise self._cause or last
+        self._pause_s = min(left, LONGEST_PAUSE_S, self._pause_s * 2 or SHORTEST_PAUSE_S)
         await kernel.clock.sleep(self._pause_s)
         self._failed.clear()
 
@@ -261,7 +276,11 @@ def maker_of(history: CallHistory) -> str:
     return wire.decode(history.details[-1], Made).core
 
 
-def all_draining(asked: str) -> Conflict:
+def nowhere(asked: str, cores: Sequence[CoreNow]) -> NotFound | Conflict:
+    """Why there is no core for what was asked."""
+    missing = unknown_in(asked, cores)
+    if missing is not None:
+        return unknown(missing, cores)
     return Conflict(
         f"every core for {asked!r} is being drained: `aios core drain NAME --undo` lets one take "
         "calls again."
@@ -271,6 +290,6 @@ def all_draining(asked: str) -> Conflict:
 def unknown(name: str, cores: Sequence[CoreNow]) -> NotFound:
     names = ", ".join(core.facts.name for core in cores)
     return NotFound(
-        f"there is no model named {name!r} here; there are {names} "
+        f"there is no model named {name[:100]!r} here; there are {names} "
         "(`aios model pull`, `aios model import` and `aios core add` add more)."
     )

@@ -203,6 +203,7 @@ class Scheduler:
             self._push(ticket)
         else:  # suspended or held during its slice
             self._park(ticket)
+            self._stop_stream(ticket)
         try:
             await ticket.grant
         except LineClosed:

@@ -81,12 +81,15 @@ class ConfiguredCores:
         check(name, spec)
         self._specs[name] = spec
 
-    def remove(self, name: str) -> None:
+    def check_removable(self, name: str) -> None:
         if name not in self._specs:
             raise InvalidCall(
                 f"{name} is a model that is here, not a core that was added: "
                 f"`aios model rm {name}` removes it."
             )
+
+    def remove(self, name: str) -> None:
+        self.check_removable(name)
         del self._specs[name]
 
     async def open(self, name: str) -> Core:

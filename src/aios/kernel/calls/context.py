@@ -12,7 +12,7 @@ import msgspec
 from aios.abi import calls as abi
 from aios.abi import wire
 from aios.abi.messages import Message
-from aios.errors import Conflict, InvalidCall, KernelBug, NotFound
+from aios.errors import Conflict, ContextOverflow, InvalidCall, KernelBug, NotFound
 from aios.kernel import compaction, generation, retrieval, window
 from aios.kernel.compaction import Work
 from aios.kernel.context import Context, Turn
@@ -34,7 +34,9 @@ async def sys_generate(
     generation.validate(_prompt(request, request.messages, target))
     request = _capped(request, kernel.config.kernel.max_new_tokens)
     asked = kernel.model_for(target, request.model)
-    characters = sum(len(message.content) for message in request.messages)
+    context = target.contexts.get(request.context or "")
+    said = (*(context.messages if context else ()), *request.messages)
+    characters = sum(len(message.content) for message in said)
     call.route = Route(kernel, call, asked, characters)
     return await call.route.run(partial(_generate_on, kernel, call, target, request))
 
@@ -63,6 +65,7 @@ async def _generate_on(
             _keep(call, context, (*request.messages, answer.message), answer.usage.tokens)
             return answer
     said = (*context.messages, *request.messages)
+    await _leave_for_a_wider_window(kernel, call, scheduler, said)
     found = await retrieval.look_up(kernel, call, request, said, scheduler)
 
     def after(turns: Iterable[Turn]) -> Prompt:
@@ -87,6 +90,20 @@ async def _generate_on(
         )
         await kernel.trap(target.pid, shorter)
     raise KernelBug(f"call {call.id} neither fitted its context nor failed")
+
+
+async def _leave_for_a_wider_window(
+    kernel: Kernel, call: OpenCall, scheduler: Scheduler, said: tuple[Message, ...]
+) -> None:
+    """ContextOverflow rather than a shorter context, while another core has room for all of it."""
+    window = scheduler.core.abilities.context_tokens
+    if call.route is None or not call.route.has_larger(window):
+        return
+    length = await compaction.length(kernel, scheduler, said)
+    if length >= window:
+        raise ContextOverflow(
+            f"the context has {length} tokens, and the window of {scheduler.name} is {window}."
+        )
 
 
 def _capped(request: abi.Generate, most: int) -> abi.Generate:

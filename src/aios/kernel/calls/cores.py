@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from aios.abi import calls as abi
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from aios.kernel.kernel import Kernel
     from aios.kernel.routing import CoreNow
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 LOOK_S = 0.1  # between two looks whether a core that is removed is idle
 
 
@@ -27,11 +25,6 @@ async def sys_core_list(
 async def sys_core_add(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.CoreAdd
 ) -> abi.CoreInfos:
-    if not NAME.fullmatch(request.name):
-        raise InvalidCall(
-            f"{request.name[:100]!r} is no name for a core: use letters, digits and . _ - /, at "
-            "most 100 of them."
-        )
     kernel.cores.add(request.name, request.spec)
     kernel.trace.emit(ev.CoreAdded, call.process.pid, core=request.name)
     return _infos(kernel)
@@ -52,22 +45,35 @@ async def sys_core_drain(
 async def sys_core_remove(
     kernel: Kernel, call: OpenCall, target: Process, request: abi.CoreRemove
 ) -> abi.Done:
-    _find(kernel, request.name)
-    if request.name == kernel.cores.default:
+    name = request.name
+    _find(kernel, name)
+    if name == kernel.cores.default:
         raise InvalidCall(
-            f"{request.name} is the default: set core.model to another first, and start anew."
+            f"{name} is the default: set core.model to another first, and start anew."
         )
-    kernel.cores.remove(request.name)
-    _drain(kernel, request.name)
-    scheduler = kernel.schedulers.get(request.name)
-    if scheduler is not None:
-        while scheduler.tickets:
+    kernel.cores.check_removable(name)
+    was_draining = name in kernel.draining
+    _drain(kernel, name)
+    try:
+        while kernel.on_core[name] or _tickets(kernel, name):
             await kernel.clock.sleep(LOOK_S)
-        del kernel.schedulers[request.name]
-        await scheduler.core.close()
-    kernel.draining.discard(request.name)
-    kernel.trace.emit(ev.CoreRemoved, call.process.pid, core=request.name)
+    except BaseException:  # who asked has gone: it stays
+        if not was_draining:
+            kernel.draining.discard(name)
+        raise
+    if name in [facts.name for facts in kernel.cores.facts()]:  # else somebody was faster
+        kernel.cores.remove(name)
+        kernel.draining.discard(name)
+        kernel.troubles.pop(name, None)
+        kernel.trace.emit(ev.CoreRemoved, call.process.pid, core=name)
+        if scheduler := kernel.schedulers.pop(name, None):
+            await scheduler.core.close()
     return abi.Done()
+
+
+def _tickets(kernel: Kernel, name: str) -> int:
+    scheduler = kernel.schedulers.get(name)
+    return len(scheduler.tickets) if scheduler else 0
 
 
 def _drain(kernel: Kernel, name: str) -> None:
