@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec import structs
 
 from aios.abi import calls as abi
 from aios.abi import events as ev
 from aios.abi.calls import CoreSpec, Price
+from aios.abi.messages import Sampling
+from aios.config import Config, Server
 from aios.drivers.journal.memory import MemoryJournal
 from aios.errors import Conflict, CoreFailed, InvalidCall, NotFound
 from aios.kernel.routing import CoreNow, parts, rank, unknown_in
@@ -221,7 +224,8 @@ async def test_it_does_not_wait_for_ever() -> None:
     one, _ = two()
     one.fails = 10_000
     clock = FakeClock()
-    cores = ScriptedCores(one, specs={"one": SPECS["one"]})
+    spec = structs.replace(SPECS["one"], price=Price(1e6, 1e6))
+    cores = ScriptedCores(one, specs={"one": spec})
     async with machine(cores=cores, clock=clock) as kernel:
         task = asyncio.ensure_future(generate(kernel, "one"))
         await settle()
@@ -229,6 +233,8 @@ async def test_it_does_not_wait_for_ever() -> None:
         with pytest.raises(CoreFailed, match="hung up"):
             await asyncio.wait_for(task, 5)
         assert one.fails > 9_900  # asked a few dozen times, not in a storm
+        usage = kernel.processes.find(kernel.identify(kernel.user_key)).usage
+        assert (usage.tokens, usage.usd) == (0, 0.0)  # nothing came of it
 
 
 async def test_a_drained_core_ends_what_it_has_begun_and_sends_the_rest_away() -> None:
@@ -280,6 +286,59 @@ async def test_a_core_that_is_removed_ends_what_it_has_first() -> None:
             await kernel.trap(login, abi.CoreDrain(name="two"))
 
 
+async def test_a_removal_that_is_cut_off_leaves_the_core_as_it_was() -> None:
+    one, another = two(gated=True)
+    async with machine(cores=ScriptedCores(one, another, specs=SPECS)) as kernel:
+        login = kernel.identify(kernel.user_key)
+        begun = asyncio.ensure_future(generate(kernel, "two"))
+        await settle()
+        removing = asyncio.ensure_future(kernel.trap(login, abi.CoreRemove(name="two")))
+        await settle()
+        removing.cancel()
+        await asyncio.wait([removing])
+        another.step(18)
+        assert (await asyncio.wait_for(begun, 5)).message.content == TEXT
+        assert (await generate(kernel, "two")).model == "two"
+        assert await kernel.check() == []
+
+
+async def test_a_context_goes_where_it_fits_before_it_is_shortened() -> None:
+    small, large = two(context_tokens=60)[0], two()[1]
+    async with machine(cores=ScriptedCores(small, large, specs=SPECS)) as kernel:
+        pid = kernel.identify(kernel.user_key)
+        for turn in range(8):
+            call = abi.Generate(messages=user(f"turn {turn} a b c d"), model="one, two")
+            await kernel.trap(pid, call)
+        report = await kernel.trap(pid, abi.GetContext(messages=True))
+        assert isinstance(report, abi.ContextReport)
+        assert (report.compactions, len(report.messages)) == (0, 16)
+        moved = await events(kernel, ev.CallMoved)
+        assert moved
+        assert all("window of one is 60" in move.reason for move in moved)  # type: ignore[attr-defined]
+
+
+async def test_a_beam_search_goes_to_a_core_that_does_one() -> None:
+    one, another = two()
+    one.abilities = structs.replace(one.abilities, beams=1)
+    async with machine(cores=ScriptedCores(one, another, specs=SPECS)) as kernel:
+        searched = await generate(kernel, "one, two", sampling=Sampling(beams=2))
+        assert searched.model == "two"
+        with pytest.raises(InvalidCall, match="does no beam search"):
+            await generate(kernel, "one", sampling=Sampling(beams=2))
+
+
+async def test_an_alias_of_nothing_is_named() -> None:
+    aliases = {"gpt": "nowhere", "loop": "loop2", "loop2": "loop", "good": "one"}
+    config = Config(server=Server(aliases=aliases))
+    one, another = two()
+    async with machine(cores=ScriptedCores(one, another, specs=SPECS), config=config) as kernel:
+        assert (await generate(kernel, "good")).model == "one"
+        with pytest.raises(NotFound, match="'nowhere'"):
+            await generate(kernel, "gpt")
+        with pytest.raises(NotFound, match="'loop2'"):
+            await generate(kernel, "loop")
+
+
 async def test_a_sequence_that_cannot_stop_keeps_its_slot() -> None:
     core = ScriptedCore([TEXT], slots=1)
     core.abilities = type(core.abilities)("scripted", 1, 8192, preemptible=False)
@@ -325,8 +384,6 @@ async def test_what_the_server_counted_is_what_is_paid() -> None:
             result = await super().run(sequence, grant)
             if result.finish_reason is None:
                 return result
-            from msgspec import structs
-
             from aios.ports import Spent
 
             return structs.replace(result, spent=Spent(5, 12, 1))

@@ -135,6 +135,29 @@ async def test_a_parked_provider_is_in_the_trace_and_others_go_on(tmp_path: Path
             assert seen[0].told
 
 
+async def test_a_suspended_process_holds_no_stream(tmp_path: Path) -> None:
+    long = " ".join(f"w{number}" for number in range(400))
+    async with (
+        FaultyServer([long], token_s=0.005) as server,
+        kernel(tmp_path, one=box(server, slots=1)) as machine,
+    ):
+        login = machine.identify(machine.ensure_user_key(machine.user, renew=True) or "")
+        spawned = await machine.trap(login, abi.SpawnAgent(program="p"))
+        assert isinstance(spawned, abi.Spawned)
+        call = abi.Generate(messages=user("Tell."), model="one", context=None)
+        asked = asyncio.ensure_future(machine.trap(spawned.aid, call))
+        async with asyncio.timeout(20):
+            while server.tokens < 20:
+                await settle(1)
+            await machine.trap(login, abi.SuspendAgent(aid=spawned.aid))
+            await server.quiet()  # its stream is closed
+        assert not asked.done()
+        await machine.trap(login, abi.ResumeAgent(aid=spawned.aid))
+        reply = await asked
+        assert isinstance(reply, abi.Generation)
+        assert reply.message.content == long
+
+
 async def test_cores_are_added_and_removed_while_it_runs(tmp_path: Path) -> None:
     async with FaultyServer([TEXT]) as server, kernel(tmp_path) as machine:
         login = machine.identify(machine.ensure_user_key(machine.user, renew=True) or "")

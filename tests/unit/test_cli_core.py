@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +82,9 @@ def test_what_is_added_is_in_the_file_and_what_stood_there_stays(
         (("--kind", "transformers"), "needs a model"),
         (("--url", URL, "--price", "dear"), "'dear' is no price"),
         (("--url", URL, "--price", "-1/2"), "'-1/2' is no price"),
+        (("--url", URL, "--price", "nan/1"), "'nan/1' is no price"),
+        (("--url", URL, "--slots", "-3"), "slots"),
+        (("--url", "http://me:sekret@127.0.0.1/v1"), "a name or a password"),
         (("--kind", "transformers", "--model", "m", "--max-memory", "24GB"), "no memory map"),
     ],
 )
@@ -106,7 +112,25 @@ def test_a_file_that_is_wrong_is_named(aios: Aios, tmp_path: Path) -> None:
         ("[cores.x]\nmodell = 'a'\n", "modell"),
         ("cores = 3\n", "[cores] must hold tables"),
         ("[cores.x\n", "cannot be read as TOML"),
+        (f"[cores.x]\nurl = '{URL}'\nprice = {{prompt = nan}}\n", "price.prompt is nan"),
+        (f"[cores.x]\nurl = '{URL}'\nslots = -1\n", "slots"),
     ):
         file.write_text(text)
         code, _, err = aios("core", "list")
         assert (code, said in err, err.count("\n")) == (1, True, 1 + err.count("no kernel runs"))
+
+
+@pytest.mark.parametrize("name", ["", "a, b", "x:y", "local", "cheapest", "-x", "n" * 200])
+def test_a_name_that_cannot_be_asked_for_is_refused(aios: Aios, name: str) -> None:
+    code, _, err = aios("core", "add", "--url", URL, "--", name)
+    assert (code, "is no name for a core" in err) == (2, True)
+
+
+def test_who_adds_at_once_loses_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "AIOS_HOME": str(tmp_path)}
+    environment.pop("AIOS_URL", None)
+    command = [sys.executable, "-m", "aios.cli.main", "core", "add", "--url", URL]
+    adding = [subprocess.Popen([*command, f"box{n}"], env=environment) for n in range(3)]
+    assert [one.wait(60) for one in adding] == [0, 0, 0]
+    text = (tmp_path / "config" / "config.toml").read_text()
+    assert [f"[cores.box{n}]" in text for n in range(3)] == [True] * 3

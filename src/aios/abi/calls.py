@@ -7,13 +7,20 @@ plain data; ``aid`` is a process's number (the paper's agent id), None meaning t
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from math import inf
+from typing import Annotated, Any, ClassVar, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from aios.abi.messages import FinishReason, Message, Sampling, TokenLogprob, ToolSpec, Usage
 
 Data = bytes  # a field named bytes hides the type from those below it
+
+
+def _check_dollars(name: str, amount: float | None) -> None:
+    """ValueError, which msgspec reports with its place: on the wire nan would mean no limit."""
+    if amount is not None and not 0 <= amount < inf:
+        raise ValueError(f"{name} is {amount}: give dollars from 0 up")
 
 
 def _snake(name: str) -> str:
@@ -87,6 +94,9 @@ class Limits(Struct, frozen=True, omit_defaults=True):
     seconds: float | None = None
     calls: int | None = None
     usd: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_dollars("usd", self.usd)
 
 
 class Done(Reply, frozen=True):
@@ -1255,6 +1265,11 @@ class Price(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     answer: float = 0.0
     cached: float | None = None  # as the prompt
 
+    def __post_init__(self) -> None:
+        for name, amount in (("prompt", self.prompt), ("answer", self.answer)):
+            _check_dollars(f"price.{name}", amount)
+        _check_dollars("price.cached", self.cached)
+
 
 class CoreSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A core as config.toml describes it, ``[cores.NAME]``.
@@ -1276,8 +1291,8 @@ class CoreSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     keyring: str = ""
     classes: tuple[str, ...] = ()
     price: Price | None = None
-    slots: int = 0
-    context_tokens: int = 0
+    slots: Annotated[int, Meta(ge=0)] = 0
+    context_tokens: Annotated[int, Meta(ge=0)] = 0
     continues: bool | None = None  # an answer that was begun; None: find out
     device: str = "auto"
     max_memory: dict[str, str] = field(default_factory=dict)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +33,15 @@ from aios.abi.calls import (
 from aios.abi.messages import Message, Sampling
 from aios.cli import session, show
 from aios.config import Paths, load
-from aios.errors import Conflict, InvalidCall, NotFound, NotRunning, SetupError
+from aios.errors import (
+    Conflict,
+    CoreFailed,
+    InvalidCall,
+    NotFound,
+    NotRunning,
+    SetupError,
+    TimedOut,
+)
 
 app = typer.Typer(help="Cores: embedded models, model servers, cloud models.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
@@ -41,7 +54,7 @@ def _price(text: str) -> Price | None:
         return None
     try:
         amounts = [float(part) for part in text.split("/")]
-        if len(amounts) not in (2, 3) or min(amounts) < 0:
+        if len(amounts) not in (2, 3) or not all(0 <= amount < inf for amount in amounts):
             raise ValueError
     except ValueError:
         raise InvalidCall(
@@ -63,20 +76,31 @@ def memory_map(text: str) -> dict[str, str]:
         ) from error
 
 
-def _document(file: Path) -> tomlkit.TOMLDocument:
-    try:
-        return tomlkit.parse(file.read_text())
-    except FileNotFoundError:
-        return tomlkit.document()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
-        raise SetupError(f"{file} cannot be read as TOML: {error}.") from error
+def _described(document: tomlkit.TOMLDocument, file: Path) -> MutableMapping[str, Any]:
+    """The table of cores."""
+    cores = document.setdefault("cores", tomlkit.table(is_super_table=True))
+    if not isinstance(cores, MutableMapping):
+        raise SetupError(f"{file}: [cores] must hold tables, [cores.NAME], not {cores!r}.")
+    return cores
 
 
-def _write(paths: Paths, document: tomlkit.TOMLDocument) -> None:
+@contextmanager
+def _edited(paths: Paths) -> Iterator[MutableMapping[str, Any]]:
+    """The cores of config.toml, written back at the end of the block; one at a time edits it."""
+    file = paths.config_file
     paths.make()
-    draft = paths.config_file.with_suffix(".toml.part")
-    draft.write_text(tomlkit.dumps(document))
-    draft.replace(paths.config_file)
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            document = tomlkit.parse(file.read_text())
+        except FileNotFoundError:
+            document = tomlkit.document()
+        except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+            raise SetupError(f"{file} cannot be read as TOML: {error}.") from error
+        yield _described(document, file)
+        draft = file.with_suffix(f".{os.getpid()}.part")
+        draft.write_text(tomlkit.dumps(document))
+        draft.replace(file)
 
 
 def _running(call: CoreAdd | CoreRemove, kind: Any) -> bool:
@@ -148,13 +172,11 @@ def add(
 
     check(name, spec)
     paths = Paths.find()
-    document = _document(paths.config_file)
-    if name in document.get("cores", {}):
-        raise Conflict(f"config.toml describes a core {name!r} already: remove it first.")
-    known = _running(CoreAdd(name=name, spec=spec), CoreInfos)
-    cores = document.setdefault("cores", tomlkit.table(is_super_table=True))
-    cores[name] = tomlkit.item(wire.plain(spec))
-    _write(paths, document)
+    with _edited(paths) as cores:
+        if name in cores:
+            raise Conflict(f"config.toml describes a core {name!r} already: remove it first.")
+        known = _running(CoreAdd(name=name, spec=spec), CoreInfos)
+        cores[name] = tomlkit.item(wire.plain(spec))
     if json:
         show.json({"name": name, "spec": spec, "running": known})
     else:
@@ -202,7 +224,11 @@ def _row(core: CoreInfo) -> tuple[object, ...]:
 
 
 @app.command("test")
-def try_out(name: Name, json: Json = False) -> None:
+def try_out(
+    name: Name,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for it.")] = 30.0,
+    json: Json = False,
+) -> None:
     """Have it say a few words."""
     began = time.monotonic()
     call = Generate(
@@ -210,8 +236,16 @@ def try_out(name: Name, json: Json = False) -> None:
         context=None,
         model=name,
         sampling=Sampling(max_tokens=8),
+        timeout_s=timeout,
     )
-    made = session.ask(call, Generation)
+    try:
+        made = session.ask(call, Generation)
+    except TimedOut:
+        cores = session.ask(CoreList(), CoreInfos).cores
+        why = next((core.message for core in cores if core.name == name), "")
+        raise CoreFailed(
+            f"{name} does not answer: {why or f'nothing came in {timeout:g} s.'}"
+        ) from None
     took_s = time.monotonic() - began
     if json:
         show.json({"name": name, "took_s": round(took_s, 3), "text": made.message.content})
@@ -241,10 +275,10 @@ def drain(
 def remove(name: Name) -> None:
     """Drain it, wait until it is idle, and take it out of config.toml."""
     paths = Paths.find()
-    document = _document(paths.config_file)
-    described = name in document.get("cores", {})
-    if not _running(CoreRemove(name=name), Done) and not described:
-        raise NotFound(f"config.toml describes no core {name!r}; `aios core list` shows them.")
-    if described:
-        del document["cores"][name]
-        _write(paths, document)
+    load(paths)  # what is wrong with the file is said before anything is done
+    known = _running(CoreRemove(name=name), Done)  # this may take as long as its generations do
+    with _edited(paths) as cores:
+        if name in cores:
+            del cores[name]
+        elif not known:
+            raise NotFound(f"config.toml describes no core {name!r}; `aios core list` shows them.")

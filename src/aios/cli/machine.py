@@ -86,13 +86,18 @@ def start(flags: Sequence[str] = (), environment: Mapping[str, str] | None = Non
             start_new_session=True,
         )
     until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        daemon = running(paths)
-        if daemon is not None and daemon.pid == child.pid:
-            return daemon
-        if child.poll() is not None:
-            raise SetupError(_last_line(said) or f"the kernel ended at once; see {said}.")
-        time.sleep(LOOK_S)
+    try:
+        while time.monotonic() < until:
+            daemon = running(paths)
+            if daemon is not None and daemon.pid == child.pid:
+                return daemon
+            if child.poll() is not None:
+                raise SetupError(_last_line(said) or f"the kernel ended at once; see {said}.")
+            time.sleep(LOOK_S)
+    except KeyboardInterrupt:  # who asked for it does not want it any more
+        child.terminate()
+        child.wait(STOP_S)
+        raise
     child.terminate()
     raise SetupError(f"the kernel was not ready within {START_S:g} s; see {said}.")
 

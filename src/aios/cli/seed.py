@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,18 +95,24 @@ def settings(given: Given) -> tomlkit.TOMLDocument:
         raise InvalidCall(f"--max_new_tokens is {given.max_new_tokens}: give at least 1.")
     document = tomlkit.document()
     document["kernel"] = {"max_new_tokens": given.max_new_tokens}
-    document["core"] = {"model": given.llm_name}
+    memory = memory_map(given.max_gpu_memory)
     if is_embedded(given.llm_name):
+        if given.eval_device not in ("auto", "cpu") or memory or given.quantization:
+            raise InvalidCall(
+                f"{given.llm_name} runs on the embedded core, which uses the CPU alone: leave out "
+                "--max_gpu_memory and --quantization, and --eval_device or give cpu."
+            )
+        document["core"] = {"model": given.llm_name}
         return document
     from aios.drivers.cores.transformers.names import source_of
 
-    name = Path(given.llm_name).name
+    name = f"llm/{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(given.llm_name).name)}"[:100]
     document["core"] = {"model": name}
     core = {
         "kind": "transformers",
         "model": source_of(given.llm_name),
         "device": given.eval_device,
-        "max_memory": memory_map(given.max_gpu_memory),
+        "max_memory": memory,
         "dtype": given.dtype,
         "quantization": given.quantization,
     }
@@ -128,6 +136,8 @@ def kernel_of_our_own(document: tomlkit.TOMLDocument) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("AIOS_")]:
             del os.environ[name]
         os.environ["AIOS_HOME"], os.environ["AIOS_MODELS"] = home, str(models)
+        os.environ["TMPDIR"] = f"{home}/tmp"  # what libraries leave there goes with it
+        os.mkdir(os.environ["TMPDIR"])
         paths = Paths.find()
         paths.make()
         paths.config_file.write_text(tomlkit.dumps(document))
@@ -171,8 +181,13 @@ async def run(kernel: session.Session, tasks: Sequence[tuple[str, str]]) -> int:
     return (await asyncio.gather(*(end(*agent) for agent in agents))).count(False)
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 when all agents answered, 1 when one failed, 2 when it cannot be run."""
+    signal.signal(signal.SIGTERM, _interrupt)  # ended like this, too, nothing is left behind
     try:
         given = parser().parse_args(arguments, namespace=Given())
         tasks = tasks_of(given.tasks)

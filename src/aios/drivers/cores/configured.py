@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from aios.drivers.cores.transformers.names import source_of
 from aios.drivers.prices import price_of
 from aios.errors import Conflict, CoreRefused, InvalidCall, NotFound, SetupError
 from aios.ports import Clock, Core, CoreFacts
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+RESERVED = ("cheapest", "fastest", "local")  # what may be asked for instead of a core
 
 
 class Stored(Protocol):
@@ -237,7 +241,17 @@ def _from_keyring(name: str, entry: str) -> str:
 
 
 def check(name: str, spec: CoreSpec) -> None:
-    """InvalidCall where what a core needs is not said."""
+    """InvalidCall for a name that cannot be, and where what a core needs is not said."""
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise InvalidCall(
+            f"{name[:100]!r} is no name for a core: use letters, digits and . _ - /, at most 100, "
+            f"and none of {', '.join(RESERVED)}."
+        )
+    if "@" in urlsplit(spec.url).netloc:
+        raise InvalidCall(
+            f"the address of the core {name} holds a name or a password: leave that out, and name "
+            "the variable that holds the key with key_env."
+        )
     if spec.kind == "openai" and not spec.url.startswith(("http://", "https://")):
         raise InvalidCall(
             f"the core {name} needs the address of its server, as in url = "
