@@ -116,7 +116,8 @@ def read(aios: Aios, *words: str) -> Any:
 def paying(aios: Aios, home: Home, tmp_path: Path) -> tuple[str, str]:
     """A process and its call that a killed kernel left: paid, but nobody knows."""
     pid = aios("run", "-d", "payer.py", "the bill")[1].strip()
-    _until((tmp_path / "paid").exists)
+    paid = tmp_path / "paid"
+    _until(lambda: paid.exists() and paid.read_text() == "x")
     home.kill()
     home.start()
     _until(lambda: read(aios, "inspect", pid).get("reasons") == ["unknown_outcome"])
