@@ -13,7 +13,7 @@ from aios.abi.calls import CoreSpec, Price
 from aios.abi.messages import Sampling
 from aios.config import Config, Server
 from aios.drivers.journal.memory import MemoryJournal
-from aios.errors import Conflict, CoreFailed, InvalidCall, NotFound
+from aios.errors import Conflict, CoreFailed, CoreRefused, InvalidCall, NotFound
 from aios.kernel.routing import CoreNow, parts, rank, unknown_in
 from aios.ports import CoreFacts, Slice, SliceResult
 from aios.testing import (
@@ -218,6 +218,28 @@ async def test_without_another_it_waits_until_the_server_is_back() -> None:
         await clock.advance(5)
         assert (await asyncio.wait_for(task, 5)).message.content == TEXT
         assert await events(kernel, ev.CallMoved) == []
+
+
+class Refusing(ScriptedCore):
+    """Has another key."""
+
+    async def run(self, sequence: int, grant: Slice) -> SliceResult:
+        raise CoreRefused("its server refused the key; set the right one.")
+
+
+async def test_it_waits_for_the_one_that_may_come_back() -> None:
+    one, _ = two()
+    one.fails = 1
+    clock = FakeClock()
+    cores = ScriptedCores(one, Refusing(model="two"), specs=SPECS)
+    async with machine(cores=cores, clock=clock) as kernel:
+        task = asyncio.ensure_future(generate(kernel, "one, two"))
+        await settle()
+        assert not task.done()
+        await clock.advance(5)
+        assert (await asyncio.wait_for(task, 5)).model == "one"
+        with pytest.raises(CoreRefused, match="refused the key"):
+            await generate(kernel, "two")  # nothing to wait for
 
 
 async def test_it_does_not_wait_for_ever() -> None:

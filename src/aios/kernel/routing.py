@@ -254,9 +254,12 @@ class Route:
             self._stuck_since, self._pause_s, self._cause = now, 0.0, last
         self._made = made
         facts = {core.facts.name: core.facts for core in kernel.cores_now()}
-        elsewhere = any(name in facts and not facts[name].is_here for name in self._failed)
+        there_is_hope = any(
+            name in facts and not facts[name].is_here and error.retryable
+            for name, error in self._failed.items()
+        )
         left = self._stuck_since + kernel.config.scheduler.outage_s - now
-        if not elsewhere or not last.retryable:
+        if not there_is_hope:
             raise last
         if left <= 0:
             raise self._cause or last
